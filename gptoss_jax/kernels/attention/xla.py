@@ -1,0 +1,151 @@
+"""Attention in XLA that never holds the scores of a long prompt.
+
+`attend_aligned` blocks over queries and is differentiable; `attend_cache` runs over key blocks with
+a running softmax and stops at the last position in use, so its cost follows the context and not the
+cache's capacity.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gptoss_jax.kernels import precision_of
+from gptoss_jax.kernels.attention import reference
+
+# Scores of one block of queries: 2^25 float32 are 128 MiB.
+_MAX_SCORES = 2**25
+# Causal attention over the whole sequence wastes (1 + 1/n) / 2 of its work with n spans.
+_SPANS = 8
+_KEY_BLOCK = 512
+
+
+def attend_aligned(
+    q_BTNH: jax.Array,
+    k_BKHS: jax.Array,
+    v_BKHS: jax.Array,
+    sinks_N: jax.Array,
+    *,
+    window: int | None = None,
+    first_key_B: jax.Array | None = None,
+) -> jax.Array:
+    """Causal attention where query t stands at key S - T + t.
+
+    Args:
+      q_BTNH: queries.
+      k_BKHS: keys, S >= T.
+      v_BKHS: values.
+      sinks_N: sink logits.
+      window: how many keys a query sees, itself included; None: all before it.
+      first_key_B: int32, keys before it are not there (default: all are).
+
+    Returns:
+      [B, T, N, H] in q's dtype.
+    """
+    batch, queries, heads, _ = q_BTNH.shape
+    keys = k_BKHS.shape[-1]
+    if first_key_B is None:
+        first_key_B = jnp.zeros((batch,), jnp.int32)
+    seen = keys if window is None else window
+    block = max(8, min(256, _MAX_SCORES // (batch * heads * seen)))
+    if queries <= block:
+        return _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_B, 0, window, queries)
+    blocks = -(-queries // block)
+    # Padded queries come last and see only keys that are there anyway.
+    padded = blocks * block - queries
+    q = jnp.pad(q_BTNH, ((0, 0), (0, padded), (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padded))) for x in (k_BKHS, v_BKHS))
+    spans = 1 if window is not None else min(_SPANS, blocks)
+    outs = []
+    for span in range(spans):
+        first, last = (blocks * i // spans * block for i in (span, span + 1))
+        seen = keys - queries + last  # keys the span's last query can see
+        rows = (q[:, first:last], k[..., :seen], v[..., :seen])
+        outs.append(_span(*rows, sinks_N, first_key_B, 0, window, block))
+    return jnp.concatenate(outs, axis=1)[:, :queries]
+
+
+def _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_B, offset, window, block):
+    """Maps over blocks of queries; with a window each block reads only the keys it can see."""
+    batch, queries, heads, head_dim = q_BTNH.shape
+    keys = k_BKHS.shape[-1]
+    width = keys if window is None else min(keys, block + window - 1)
+
+    @jax.checkpoint
+    def one(start):
+        q = jax.lax.dynamic_slice_in_dim(q_BTNH, start, block, axis=1)
+        q_keys = keys - queries + start + jnp.arange(block)
+        first = jnp.clip(keys - queries + start + block - width, 0, keys - width)
+        k = jax.lax.dynamic_slice_in_dim(k_BKHS, first, width, axis=-1)
+        v = jax.lax.dynamic_slice_in_dim(v_BKHS, first, width, axis=-1)
+        key_index = first + jnp.arange(width)
+        mask = _causal(q_keys[None], key_index[None], window)
+        mask = mask & (key_index[None, None] >= first_key_B[:, None, None])
+        return reference.attend(q, k, v, sinks_N, mask)
+
+    if queries == block:
+        return one(0)
+    out = jax.lax.map(one, jnp.arange(0, queries, block))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, queries, heads, head_dim)
+
+
+def _causal(q_BT: jax.Array, k_BS: jax.Array, window: int | None) -> jax.Array:
+    distance = q_BT[..., None] - k_BS[..., None, :]
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def attend_cache(
+    q_BTNH: jax.Array,
+    k_BKHS: jax.Array,
+    v_BKHS: jax.Array,
+    sinks_N: jax.Array,
+    position_BT: jax.Array,
+) -> jax.Array:
+    """Attention of queries at `position` over a cache whose slot s holds position s.
+
+    The running softmax starts from the sink: as if one key with that logit and no value had been
+    read. Blocks past the largest position are not read. Not differentiable.
+
+    Returns:
+      [B, T, N, H] in q's dtype.
+    """
+    batch, queries, heads, head_dim = q_BTNH.shape
+    kv_heads, keys = k_BKHS.shape[1], k_BKHS.shape[-1]
+    shape = (batch, kv_heads, heads // kv_heads, queries)
+    q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
+    precision = precision_of(q_BTNH.dtype)
+    block = min(_KEY_BLOCK, keys)
+
+    def body(index, carry):
+        largest, total, out = carry
+        # The last block is moved back to end with the cache; keys it reads again are masked.
+        start = jnp.minimum(index * block, keys - block)
+        k = jax.lax.dynamic_slice_in_dim(k_BKHS, start, block, axis=-1)
+        v = jax.lax.dynamic_slice_in_dim(v_BKHS, start, block, axis=-1)
+        slots = start + jnp.arange(block)
+        new = slots >= index * block
+        scores = jnp.einsum(
+            "BTKGH,BKHS->BKGTS",
+            q_BTKGH,
+            k,
+            preferred_element_type=jnp.float32,
+            precision=precision,
+        )
+        mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
+        scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -jnp.inf)
+        new_largest = jnp.maximum(largest, scores.max(-1))
+        weights = jnp.exp(scores - new_largest[..., None])
+        shrink = jnp.exp(largest - new_largest)
+        added = jnp.einsum(
+            "BKGTS,BKHS->BKGTH",
+            weights.astype(v.dtype),
+            v,
+            preferred_element_type=jnp.float32,
+            precision=precision,
+        )
+        return new_largest, total * shrink + weights.sum(-1), out * shrink[..., None] + added
+
+    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, -1, 1)
+    carry = (jnp.broadcast_to(sinks, shape), jnp.ones(shape), jnp.zeros((*shape, head_dim)))
+    steps = jnp.minimum(position_BT.max() // block + 1, -(-keys // block))
+    _, total, out = jax.lax.fori_loop(0, steps, body, carry)
+    out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
+    return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)

@@ -1,0 +1,43 @@
+"""Linear layers on XLA:CPU, which would upcast a whole bfloat16 operand of a dot to float32."""
+
+import jax
+import jax.numpy as jnp
+
+from gptoss_jax.kernels.dense import reference
+
+# A fused multiply and sum reads the weight once, in place, but computes a row at a time.
+_FEW_ROWS = 4
+# float32 elements of one upcast tile of the weight: 8 MiB, well inside a shared cache.
+_TILE = 2**21
+
+
+def dense(x_RD: jax.Array, w_OD: jax.Array, bias_O: jax.Array | None = None) -> jax.Array:
+    """As the reference, holding no more than one float32 tile of a bfloat16 weight."""
+    if w_OD.dtype == jnp.float32:
+        return reference.dense(x_RD, w_OD, bias_O)
+    x_RD = x_RD.astype(jnp.float32)  # products of two bfloat16 are exact in float32
+    few = x_RD.shape[0] <= _FEW_ROWS
+    y_RO = jnp.stack([_one_row(x_D, w_OD) for x_D in x_RD]) if few else _tiled(x_RD, w_OD)
+    return y_RO if bias_O is None else y_RO + bias_O.astype(jnp.float32)[None]
+
+
+def _one_row(x_D: jax.Array, w_OD: jax.Array) -> jax.Array:
+    return (w_OD.astype(jnp.float32) * x_D[None]).sum(-1)
+
+
+def _tiled(x_RD: jax.Array, w_OD: jax.Array) -> jax.Array:
+    outputs, inputs = w_OD.shape
+    tile = min(outputs, max(1, _TILE // inputs))
+    tiles = -(-outputs // tile)
+
+    def one(index):
+        # The last tile is moved back to end with the weight; its overlap is written twice.
+        w = jax.lax.dynamic_slice_in_dim(w_OD, jnp.minimum(index * tile, outputs - tile), tile)
+        return reference.dense(x_RD, w)
+
+    def body(index, y_RO):
+        start = jnp.minimum(index * tile, outputs - tile)
+        return jax.lax.dynamic_update_slice_in_dim(y_RO, one(index), start, axis=1)
+
+    empty = jnp.zeros((x_RD.shape[0], outputs), jnp.float32)
+    return jax.lax.fori_loop(0, tiles, body, empty)

@@ -1,0 +1,98 @@
+"""Mixture of experts in XLA over packed weights: only chosen experts are read, no row is dropped.
+
+Which form runs is decided by the static number of rows. Neither is differentiable.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gptoss_jax.kernels.moe.expert_matmul import expert_matmul
+from gptoss_jax.kernels.moe.experts import Experts, swiglu
+from gptoss_jax.kernels.moe.reference import combine_weights
+
+# Up to here every active expert computes every row: rows are cheaper than sorting them.
+FEW_ROWS = 16
+_MAX_TILE = 512
+
+
+def moe(
+    x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
+) -> jax.Array:
+    """As `reference.moe`."""
+    form = few_rows if x_RD.shape[0] <= FEW_ROWS else many_rows
+    return form(x_RD, chosen_RX, weight_RX, experts)
+
+
+def _mlp(x_RD: jax.Array, experts: Experts, expert: jax.Array) -> jax.Array:
+    """One expert on all rows: float32 [R, D]."""
+    h = expert_matmul(x_RD, experts.w_gate_up, expert)
+    h = h + _row(experts.b_gate_up, expert)
+    a_RF = swiglu(h, experts.alpha, experts.limit).astype(x_RD.dtype)
+    return expert_matmul(a_RF, experts.w_down, expert) + _row(experts.b_down, expert)
+
+
+def _row(bias_EN: jax.Array, expert: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(bias_EN, expert).astype(jnp.float32)
+
+
+def few_rows(
+    x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
+) -> jax.Array:
+    """Loops over the experts that any row chose, each on all rows."""
+    num_experts = experts.num_experts
+    combine_RE = combine_weights(chosen_RX, weight_RX, num_experts)
+    chosen_E = (chosen_RX.reshape(-1, 1) == jnp.arange(num_experts)[None]).any(0)
+    most = min(num_experts, chosen_RX.size)
+    (active,) = jnp.nonzero(chosen_E, size=most, fill_value=0)
+
+    def add_expert(index, y_RD):
+        expert = active[index]
+        share_R1 = lax.dynamic_slice_in_dim(combine_RE, expert, 1, axis=1)
+        return y_RD + share_R1 * _mlp(x_RD, experts, expert)
+
+    empty = jnp.zeros(x_RD.shape, jnp.float32)
+    return lax.fori_loop(0, chosen_E.sum(), add_expert, empty)
+
+
+def tile_rows(rows: int, num_experts: int) -> int:
+    """Rows a step for `rows` (row, expert) pairs: about what an expert gets, a power of two."""
+    share = max(8, min(_MAX_TILE, rows // num_experts))
+    return 1 << (share - 1).bit_length()
+
+
+def many_rows(
+    x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
+) -> jax.Array:
+    """Sorts (row, expert) pairs by expert and loops over tiles that lie within one expert.
+
+    Tiles are laid from each expert's first row, so the last of an expert runs over into the next
+    one's rows; the next expert's tile, which comes later, writes those again.
+    """
+    rows, chosen = chosen_RX.shape
+    pairs, num_experts = rows * chosen, experts.num_experts
+    size = tile_rows(pairs, num_experts)
+    ids = chosen_RX.reshape(pairs)
+    order = jnp.argsort(ids, stable=True)
+    counts_E = (ids[:, None] == jnp.arange(num_experts)[None]).sum(0, dtype=jnp.int32)
+    first_pair_E = jnp.cumsum(counts_E) - counts_E
+    tiles_E = -(-counts_E // size)
+    last_tile_E = jnp.cumsum(tiles_E)
+
+    # Sorted rows are gathered a tile at a time; the sentinel tail lets the last tile run over.
+    row_of_pair = jnp.concatenate([order // chosen, jnp.zeros((size,), order.dtype)])
+
+    def compute_tile(tile, y_PD):
+        expert = jnp.searchsorted(last_tile_E, tile, side="right")
+        nth = tile - (last_tile_E[expert] - tiles_E[expert])
+        start = first_pair_E[expert] + nth * size
+        taken = lax.dynamic_slice_in_dim(row_of_pair, start, size)
+        y = _mlp(x_RD[taken], experts, expert)
+        return lax.dynamic_update_slice_in_dim(y_PD, y.astype(y_PD.dtype), start, axis=0)
+
+    y_PD = jnp.zeros((pairs + size, x_RD.shape[-1]), x_RD.dtype)
+    y_PD = lax.fori_loop(0, last_tile_E[-1], compute_tile, y_PD)
+    place = jnp.zeros((pairs,), order.dtype).at[order].set(jnp.arange(pairs, dtype=order.dtype))
+    y_RXD = y_PD[place].reshape(rows, chosen, -1).astype(jnp.float32)
+    share_RX = jnp.where(chosen_RX < num_experts, weight_RX.astype(jnp.float32), 0.0)
+    return (y_RXD * share_RX[..., None]).sum(1)

@@ -1,0 +1,131 @@
+"""Grouped-query attention with sinks, sliding or full."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptoss_jax.kernels import attention as kernels
+from gptoss_jax.kernels.dense import dense
+from gptoss_jax.model import cache as kv
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.rope import rotate
+
+Rotation = tuple[jax.Array, jax.Array]
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    """A weight drawn with the published models' initialiser range, 0.02."""
+    return nnx.Param((jax.random.normal(rngs.params(), shape) * 0.02).astype(dtype))
+
+
+class Attention(nnx.Module):
+    """q, k, v with bias, RoPE, softmax with a sink a head, output with bias."""
+
+    def __init__(self, config: Config, layer: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
+        attention, kv_width, hidden = config.attention_width, config.kv_width, config.hidden_size
+        self.w_q_AD = normal(rngs, (attention, hidden), dtype)
+        self.b_q_A = nnx.Param(jnp.zeros((attention,), dtype))
+        self.w_k_CD = normal(rngs, (kv_width, hidden), dtype)
+        self.b_k_C = nnx.Param(jnp.zeros((kv_width,), dtype))
+        self.w_v_CD = normal(rngs, (kv_width, hidden), dtype)
+        self.b_v_C = nnx.Param(jnp.zeros((kv_width,), dtype))
+        self.w_o_DA = normal(rngs, (hidden, attention), dtype)
+        self.b_o_D = nnx.Param(jnp.zeros((hidden,), dtype))
+        self.sinks_N = nnx.Param(jnp.zeros((config.num_heads,), dtype))
+        self.window = config.window(layer)
+        self.head_dim = config.head_dim
+
+    def __call__(self, x_BTD: jax.Array, rotation: Rotation) -> jax.Array:
+        """Attention within x itself, position t at index t: [B, T, D]."""
+        q_BTNH, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
+        sinks_N = self.sinks_N[...]
+        out = kernels.attend_aligned(q_BTNH, k_BKHT, v_BKHT, sinks_N, window=self.window)
+        return self._output(out)
+
+    def extend(
+        self,
+        x_BTD: jax.Array,
+        rotation: Rotation,
+        layer: kv.LayerCache,
+        length_B: jax.Array,
+        added_B: jax.Array,
+    ) -> tuple[jax.Array, kv.LayerCache]:
+        """Attention of T new positions to a cache that holds `length`, of which `added` are real.
+
+        Returns:
+          ([B, T, D], the cache with the new positions).
+        """
+        q, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
+        k_BKHT, v_BKHT = (x.astype(layer.k_BKHS.dtype) for x in (k_BKHT, v_BKHT))
+        if self.window is None:
+            out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, length_B)
+        elif x_BTD.shape[1] == 1:
+            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, length_B, added_B)
+        else:
+            out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, length_B, added_B)
+        return self._output(out), layer
+
+    def _extend_full(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B):
+        # Slots of positions that are not real hold garbage that no real query sees; the next
+        # positions are written over it.
+        k_BKHS = kv.write_positions(layer.k_BKHS, k_BKHT, length_B)
+        v_BKHS = kv.write_positions(layer.v_BKHS, v_BKHT, length_B)
+        position_BT = length_B[:, None] + jnp.arange(q_BTNH.shape[1])[None]
+        out = kernels.attend_cache(q_BTNH, k_BKHS, v_BKHS, self.sinks_N[...], position_BT)
+        return out, kv.LayerCache(k_BKHS, v_BKHS)
+
+    def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, length_B, added_B):
+        # A sequence that adds nothing must not lose the ring's oldest position: it writes back
+        # what its slot holds.
+        window = layer.k_BKHS.shape[-1]
+        slot_B = length_B % window
+
+        def write(ring_BKHW, new_BKH1):
+            at = slot_B[:, None, None, None]
+            old_BKH1 = jnp.take_along_axis(ring_BKHW, at, axis=-1)
+            new_BKH1 = jnp.where((added_B > 0)[:, None, None, None], new_BKH1, old_BKH1)
+            return kv.write_positions(ring_BKHW, new_BKH1, slot_B)
+
+        layer = kv.LayerCache(write(layer.k_BKHS, k_BKH1), write(layer.v_BKHS, v_BKH1))
+        held_BW = kv.ring_positions(length_B + 1, window) >= 0
+        sinks_N = self.sinks_N[...]
+        out = kernels.attend(q_B1NH, layer.k_BKHS, layer.v_BKHS, sinks_N, held_BW[:, None])
+        return out, layer
+
+    def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B, added_B):
+        num_new, window = q_BTNH.shape[1], layer.k_BKHS.shape[-1]
+
+        def join(ring_BKHW, new_BKHT):
+            ordered = kv.ring_in_order(ring_BKHW, length_B)
+            return jnp.concatenate([ordered, new_BKHT], axis=-1)
+
+        k_BKHS, v_BKHS = join(layer.k_BKHS, k_BKHT), join(layer.v_BKHS, v_BKHT)
+        out = kernels.attend_aligned(
+            q_BTNH,
+            k_BKHS,
+            v_BKHS,
+            self.sinks_N[...],
+            window=window,
+            first_key_B=jnp.maximum(window - length_B, 0),
+        )
+        rings = (kv.write_ring(x, length_B, added_B, num_new) for x in (k_BKHS, v_BKHS))
+        return out, kv.LayerCache(*rings)
+
+    def _project(self, x_BTD, rotation):
+        batch, length, hidden = x_BTD.shape
+        x_RD = x_BTD.reshape(batch * length, hidden)
+
+        def heads(weight, bias):
+            y = dense(x_RD, weight[...], bias[...]).astype(x_BTD.dtype)
+            return y.reshape(batch, length, -1, self.head_dim)
+
+        q_BTNH = rotate(heads(self.w_q_AD, self.b_q_A), *rotation)
+        k_BTKH = rotate(heads(self.w_k_CD, self.b_k_C), *rotation)
+        v_BTKH = heads(self.w_v_CD, self.b_v_C)
+        return q_BTNH, k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 3, 1)
+
+    def _output(self, out_BTNH):
+        batch, length, *_ = out_BTNH.shape
+        out_RA = out_BTNH.reshape(batch * length, -1)
+        y_RD = dense(out_RA, self.w_o_DA[...], self.b_o_D[...])
+        return y_RD.astype(out_BTNH.dtype).reshape(batch, length, -1)

@@ -1,0 +1,299 @@
+"""The one typed configuration, its presets, and the published `config.json` dialects."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from gptoss_jax.errors import UserError
+
+MXFP4_GROUP = 32
+ARCHITECTURE = "GptOssForCausalLM"
+
+LayerType = Literal["sliding_attention", "full_attention"]
+
+
+def alternating_layers(num_layers: int) -> tuple[LayerType, ...]:
+    """Layer i slides if i is even: the pattern of both published models."""
+    return tuple("sliding_attention" if i % 2 == 0 else "full_attention" for i in range(num_layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and constants of one gpt-oss network; the letters are the dimension key's.
+
+    Defaults are the values both published models share (their `config.json`).
+
+    Raises:
+      UserError: on construction, when two values contradict each other.
+    """
+
+    num_layers: int
+    num_experts: int  # E
+    experts_per_token: int = 4  # X
+    hidden_size: int = 2880  # D
+    expert_width: int = 2880  # F
+    num_heads: int = 64  # N
+    num_kv_heads: int = 8  # K
+    head_dim: int = 64  # H
+    vocab_size: int = 201_088  # V
+    sliding_window: int = 128  # W, the token itself included
+    layer_types: tuple[LayerType, ...] = ()  # empty: alternating, sliding first
+    rope_theta: float = 150_000.0
+    rope_factor: float = 32.0  # 1.0: plain RoPE
+    rope_original_context: int = 4096
+    rope_beta_fast: float = 32.0
+    rope_beta_slow: float = 1.0
+    rope_truncate: bool = False
+    max_context: int = 131_072
+    rms_norm_eps: float = 1e-5
+    swiglu_alpha: float = 1.702
+    swiglu_limit: float = 7.0
+
+    def __post_init__(self):
+        if not self.layer_types:
+            object.__setattr__(self, "layer_types", alternating_layers(self.num_layers))
+        for key, problem in self._problems():
+            raise UserError(f"{key}: {problem}")
+
+    def _problems(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                yield field.name, f"{value} must be positive"
+        if len(self.layer_types) != self.num_layers:
+            yield "layer_types", f"{len(self.layer_types)} entries for {self.num_layers} layers"
+        for kind in set(self.layer_types) - {"sliding_attention", "full_attention"}:
+            yield "layer_types", f"{kind!r} is neither sliding_attention nor full_attention"
+        if self.num_heads % self.num_kv_heads:
+            yield "num_heads", f"{self.num_heads} is no multiple of {self.num_kv_heads} kv heads"
+        if self.experts_per_token > self.num_experts:
+            yield "experts_per_token", f"{self.experts_per_token} of only {self.num_experts}"
+        if self.head_dim % 2:
+            yield "head_dim", f"{self.head_dim} must be even for rotary pairs"
+        for name in ("hidden_size", "expert_width"):
+            if getattr(self, name) % MXFP4_GROUP:
+                yield name, f"{getattr(self, name)} is no multiple of MXFP4's group of 32"
+
+    @property
+    def attention_width(self) -> int:
+        """A: all query heads side by side (4096 in the published models, not D)."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """C: all key/value heads side by side."""
+        return self.num_kv_heads * self.head_dim
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer, or None where it attends to everything before it."""
+        return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+
+
+PRESETS = {
+    "20b": Config(num_layers=24, num_experts=32),
+    "120b": Config(num_layers=36, num_experts=128),
+}
+
+# Our field -> the key in the published `config.json` / in the original layout's.
+_HF_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_experts": "num_local_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "hidden_size": "hidden_size",
+    "expert_width": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "sliding_window": "sliding_window",
+    "max_context": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+}
+_HF_ROPE_KEYS = {
+    "rope_theta": "rope_theta",
+    "rope_factor": "factor",
+    "rope_original_context": "original_max_position_embeddings",
+    "rope_beta_fast": "beta_fast",
+    "rope_beta_slow": "beta_slow",
+}
+_ORIGINAL_KEYS = {
+    "num_layers": "num_hidden_layers",
+    "num_experts": "num_experts",
+    "experts_per_token": "experts_per_token",
+    "hidden_size": "hidden_size",
+    "expert_width": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+    "sliding_window": "sliding_window",
+    "swiglu_limit": "swiglu_limit",
+    "rope_theta": "rope_theta",
+    "rope_factor": "rope_scaling_factor",
+    "rope_original_context": "initial_context_length",
+    "rope_beta_slow": "rope_ntk_alpha",
+    "rope_beta_fast": "rope_ntk_beta",
+}
+_FIELD_TYPES = {field.name: field.type for field in dataclasses.fields(Config)}
+
+
+def read_config(path: str | Path) -> Config:
+    """Reads a `config.json` in any published dialect.
+
+    Understood: the hub's (`rope_scaling` and a top-level `rope_theta`), transformers v5's
+    (`rope_parameters`), and the original layout's own keys.
+
+    Args:
+      path: the file, or the directory that holds it.
+
+    Raises:
+      UserError: a file that cannot be read, an unknown architecture, a missing key, a value of the
+        wrong type or one that contradicts another; one line that names file and key.
+    """
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    raw = read_json_object(path)
+    if "architectures" in raw or "model_type" in raw:
+        fields, key_of = _fields_from_hf(raw, path)
+    elif "num_experts" in raw:
+        fields, key_of = _take(raw, _ORIGINAL_KEYS, path), _ORIGINAL_KEYS
+        # The original layout says nothing of the trained length; factor x original is what it is.
+        fields["max_context"] = int(fields["rope_factor"] * fields["rope_original_context"])
+    else:
+        raise UserError(
+            f"{path}: key 'architectures' is missing; this is no gpt-oss config.json "
+            f"(expected \"architectures\": [\"{ARCHITECTURE}\"], or the original layout's keys)"
+        )
+    try:
+        return Config(**fields)
+    except UserError as error:
+        field, _, problem = str(error).partition(": ")
+        raise UserError(f"{path}: key {key_of.get(field, field)!r}: {problem}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a file that must hold one JSON object; a one-line UserError names it otherwise."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: holds a JSON {type(raw).__name__}, not an object")
+    return raw
+
+
+def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    named = raw.get("architectures") or [raw.get("model_type")]
+    if named not in ([ARCHITECTURE], ["gpt_oss"]):
+        raise UserError(f"{path}: key 'architectures': {named} is not supported, only gpt-oss is")
+    fields = _take(raw, _HF_KEYS, path)
+    rope_key = "rope_parameters" if "rope_parameters" in raw else "rope_scaling"
+    rope = raw.get(rope_key)
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: key {rope_key!r} is missing; add gpt-oss's YaRN parameters")
+    rope = {"rope_theta": raw.get("rope_theta")} | rope
+    if rope["rope_theta"] is None:
+        raise UserError(f"{path}: key 'rope_theta' is missing")
+    kind = rope.get("rope_type")
+    if kind == "yarn":
+        fields |= _take(rope, _HF_ROPE_KEYS, path, inside=rope_key)
+        # transformers rounds the ramp's bounds unless told not to; gpt-oss tells it not to.
+        fields["rope_truncate"] = bool(rope.get("truncate", True))
+    elif kind == "default":
+        fields |= _take(rope, {"rope_theta": "rope_theta"}, path, inside=rope_key)
+        fields["rope_factor"] = 1.0
+    else:
+        raise UserError(f"{path}: key '{rope_key}.rope_type': {kind!r} is neither yarn nor default")
+    for field in ("swiglu_alpha", "swiglu_limit"):
+        if field in raw:
+            fields |= _take(raw, {field: field}, path)
+    if raw.get("layer_types") is not None:
+        fields["layer_types"] = tuple(raw["layer_types"])
+    for key, expected in {"tie_word_embeddings": False, "attention_bias": True}.items():
+        if raw.get(key, expected) is not expected:
+            raise UserError(f"{path}: key {key!r}: {raw[key]} is not gpt-oss (expected {expected})")
+    key_of = _HF_KEYS | {k: f"{rope_key}.{v}" for k, v in _HF_ROPE_KEYS.items()}
+    return fields, key_of
+
+
+def _take(
+    raw: dict[str, Any], keys: dict[str, str], path: Path, inside: str = ""
+) -> dict[str, Any]:
+    fields = {}
+    for field, key in keys.items():
+        shown = f"{inside}.{key}" if inside else key
+        if key not in raw:
+            raise UserError(f"{path}: key {shown!r} is missing")
+        fields[field] = _number(raw[key], _FIELD_TYPES[field], path, shown)
+    return fields
+
+
+def _number(value: Any, kind: Any, path: Path, key: str) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{path}: key {key!r}: {value!r} is not a number")
+    if kind is int and value != int(value):
+        raise UserError(f"{path}: key {key!r}: {value!r} is not a whole number")
+    return kind(value)
+
+
+def to_hf_json(config: Config, *, packed_experts: bool) -> dict[str, Any]:
+    """The `config.json` of the published layout for this config.
+
+    Args:
+      config: the network.
+      packed_experts: whether the directory's experts are MXFP4 (adds `quantization_config`).
+    """
+    raw: dict[str, Any] = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "gpt_oss",
+        **{key: getattr(config, field) for field, key in _HF_KEYS.items()},
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200_002,
+        "pad_token_id": 199_999,
+        "experts_per_token": config.experts_per_token,
+        "hidden_act": "silu",
+        "initial_context_length": config.rope_original_context,
+        "initializer_range": 0.02,
+        "layer_types": list(config.layer_types),
+        "output_router_logits": False,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "truncate": config.rope_truncate,
+            **{
+                key: getattr(config, field)
+                for field, key in _HF_ROPE_KEYS.items()
+                if key != "rope_theta"
+            },
+        },
+        "rope_theta": config.rope_theta,
+        "router_aux_loss_coef": 0.9,
+        "swiglu_alpha": config.swiglu_alpha,
+        "swiglu_limit": config.swiglu_limit,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+    }
+    if packed_experts:
+        kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router"]
+        raw["quantization_config"] = {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": [*kept, "model.embed_tokens", "lm_head"],
+        }
+    return raw
+
+
+def to_original_json(config: Config) -> dict[str, Any]:
+    """The original layout's own `config.json`.
+
+    Raises:
+      UserError: the config uses what that layout cannot say.
+    """
+    shared = Config(num_layers=config.num_layers, num_experts=config.num_experts)
+    for field in ("layer_types", "rms_norm_eps", "swiglu_alpha", "rope_truncate"):
+        if getattr(config, field) != getattr(shared, field):
+            raise UserError(f"the original layout cannot hold {field}={getattr(config, field)!r}")
+    return {key: getattr(config, field) for field, key in _ORIGINAL_KEYS.items()}

@@ -1,0 +1,62 @@
+"""The router and its experts."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptoss_jax import mxfp4
+from gptoss_jax.kernels.dense import dense
+from gptoss_jax.kernels.moe import Experts, moe
+from gptoss_jax.model.attention import normal
+from gptoss_jax.model.config import Config
+
+
+class MoE(nnx.Module):
+    """Top-k experts a token.
+
+    The experts' weights are `MXFP4` (packed) or float arrays [E, K, N]; nothing here knows which.
+    """
+
+    def __init__(
+        self, config: Config, dtype: jnp.dtype, *, packed_experts: bool = True, rngs: nnx.Rngs
+    ):
+        num_experts, hidden, width = config.num_experts, config.hidden_size, config.expert_width
+
+        def weight(inputs: int, outputs: int) -> nnx.Param:
+            w = normal(rngs, (num_experts, inputs, outputs), dtype)
+            return nnx.Param(mxfp4.encode(w[...])) if packed_experts else w
+
+        self.w_router_ED = normal(rngs, (num_experts, hidden), dtype)
+        self.b_router_E = nnx.Param(jnp.zeros((num_experts,), dtype))
+        # Columns: the gates' F, then the ups' F (checkpoints interleave them).
+        self.w_gate_up_EDF = weight(hidden, 2 * width)
+        self.b_gate_up_EF = nnx.Param(jnp.zeros((num_experts, 2 * width), dtype))
+        self.w_down_EFD = weight(width, hidden)
+        self.b_down_ED = nnx.Param(jnp.zeros((num_experts, hidden), dtype))
+        self.experts_per_token = config.experts_per_token
+        self.alpha = config.swiglu_alpha
+        self.limit = config.swiglu_limit
+
+    def route(self, x_RD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(expert ids int32, weights float32), both [R, X]: softmax over the top-k logits."""
+        logits_RE = dense(x_RD, self.w_router_ED[...], self.b_router_E[...])
+        best_RX, chosen_RX = jax.lax.top_k(logits_RE, self.experts_per_token)
+        return chosen_RX, jax.nn.softmax(best_RX, axis=-1)
+
+    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> jax.Array:
+        """The experts' weighted sum, [B, T, D] in x's dtype; rows that are not real cost nothing."""
+        x_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        chosen_RX, weight_RX = self.route(x_RD)
+        if real_BT is not None:
+            real_R1 = real_BT.reshape(-1, 1)
+            chosen_RX = jnp.where(real_R1, chosen_RX, self.b_router_E[...].shape[0])
+        experts = Experts(
+            self.w_gate_up_EDF.get_value(),
+            self.b_gate_up_EF[...],
+            self.w_down_EFD.get_value(),
+            self.b_down_ED[...],
+            alpha=self.alpha,
+            limit=self.limit,
+        )
+        y_RD = moe(x_RD, chosen_RX, weight_RX, experts)
+        return y_RD.astype(x_BTD.dtype).reshape(x_BTD.shape)

@@ -1,0 +1,153 @@
+"""gpt-oss: embedding, layers of attention and experts, unembedding."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gptoss_jax.kernels.dense import dense
+from gptoss_jax.model.attention import Attention, Rotation, normal
+from gptoss_jax.model.cache import Cache, LayerCache
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.moe import MoE
+from gptoss_jax.model.norm import RMSNorm
+from gptoss_jax.model.rope import rotation
+
+
+class Layer(nnx.Module):
+    """x + attention(norm(x)), then x + experts(norm(x))."""
+
+    def __init__(
+        self,
+        config: Config,
+        index: int,
+        dtype: jnp.dtype,
+        *,
+        packed_experts: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.attention = Attention(config, index, dtype, rngs=rngs)
+        self.moe_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.moe = MoE(config, dtype, packed_experts=packed_experts, rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array, rotation: Rotation) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        return x_BTD + self.moe(self.moe_norm(x_BTD))
+
+    def extend(
+        self,
+        x_BTD: jax.Array,
+        rotation: Rotation,
+        cache: LayerCache,
+        length_B: jax.Array,
+        added_B: jax.Array,
+    ) -> tuple[jax.Array, LayerCache]:
+        """The layer on T new positions after a cache; see `Attention.extend`."""
+        normed = self.attention_norm(x_BTD)
+        out, cache = self.attention.extend(normed, rotation, cache, length_B, added_B)
+        x_BTD = x_BTD + out
+        real_BT = jnp.arange(x_BTD.shape[1])[None] < added_B[:, None]
+        return x_BTD + self.moe(self.moe_norm(x_BTD), real_BT), cache
+
+
+class GptOss(nnx.Module):
+    """The whole network.
+
+    Parameters keep the dtype they are stored in; `dtype` is what activations are computed in, with
+    float32 norms, softmaxes, router and accumulation.
+
+    Attributes:
+      config: sizes and constants.
+      dtype: the compute dtype, float32 or bfloat16.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        dtype: jnp.dtype = jnp.bfloat16,
+        param_dtype: jnp.dtype = jnp.bfloat16,
+        packed_experts: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        size = (config.vocab_size, config.hidden_size)
+        self.embedding_VD = normal(rngs, size, param_dtype)
+        self.layers = nnx.List(
+            Layer(config, index, param_dtype, packed_experts=packed_experts, rngs=rngs)
+            for index in range(config.num_layers)
+        )
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype)
+        self.unembedding_VD = normal(rngs, size, param_dtype)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """float32 logits [B, T, V] of int32 tokens [B, T], each row from position 0."""
+        return self._unembed(self._hidden(tokens_BT))
+
+    def empty_cache(self, batch: int, capacity: int) -> Cache:
+        """A cache for `batch` sequences of up to `capacity` positions, in the compute dtype."""
+        return Cache.empty(self.config, batch, capacity, self.dtype)
+
+    def extend(
+        self, tokens_BT: jax.Array, added_B: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Appends up to T tokens to each sequence of a cache: prefill, and decode with T = 1.
+
+        Args:
+          tokens_BT: int32; row b's first `added_B[b]` are real, the rest is padding.
+          added_B: int32, 0..T.
+          cache: a capacity of at least `length + T` is the caller's duty.
+
+        Returns:
+          (float32 logits [B, V] after each row's last real token, garbage where it added none; the
+          cache with the new tokens).
+        """
+        batch, length = tokens_BT.shape
+        position_BT = cache.length_B[:, None] + jnp.arange(length)[None]
+        angles = rotation(self.config, position_BT)
+        x_BTD = self._embed(tokens_BT)
+        layers = []
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x_BTD, new = layer.extend(x_BTD, angles, layer_cache, cache.length_B, added_B)
+            layers.append(new)
+        last_B = jnp.maximum(added_B - 1, 0)
+        x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+        return self._unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
+
+    def _embed(self, tokens_BT):
+        return self.embedding_VD[...][tokens_BT].astype(self.dtype)
+
+    def _hidden(self, tokens_BT):
+        position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+        angles = rotation(self.config, position_BT)
+        x_BTD = self._embed(tokens_BT)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, angles)
+        return x_BTD
+
+    def _unembed(self, x_BTD):
+        batch, length, hidden = x_BTD.shape
+        x_RD = self.final_norm(x_BTD).reshape(batch * length, hidden)
+        return dense(x_RD, self.unembedding_VD[...]).reshape(batch, length, -1)
+
+
+def abstract(
+    config: Config,
+    *,
+    dtype: jnp.dtype = jnp.bfloat16,
+    param_dtype: jnp.dtype = jnp.bfloat16,
+    packed_experts: bool = True,
+) -> GptOss:
+    """The model with `ShapeDtypeStruct` leaves: nothing is allocated."""
+
+    def build() -> GptOss:
+        return GptOss(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            packed_experts=packed_experts,
+            rngs=nnx.Rngs(0),
+        )
+
+    return nnx.eval_shape(build)
