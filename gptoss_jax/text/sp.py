@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 _SPACE = "▁"
 
+# Concatenated protocol buffers merge. This is ModelProto.normalizer_spec (field 3) with
+# add_dummy_prefix (3) and remove_extra_whitespaces (4) false and escape_whitespaces (5) true.
+_KEEP_SPACES = b"\x1a\x06\x18\x00\x20\x00\x28\x01"
+
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model whose harmony tokens are control or user-defined pieces.
@@ -29,9 +33,6 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     def __init__(self, name: str, model: sentencepiece.SentencePieceProcessor) -> None:
-        model.override_normalizer_spec(
-            add_dummy_prefix=False, remove_extra_whitespaces=False, escape_whitespaces=True
-        )
         count = model.get_piece_size()
         pieces = [model.id_to_piece(i) for i in range(count)]
         special = {
@@ -79,8 +80,8 @@ def load_sp(path: Path) -> SentencePieceTokenizer:
     import sentencepiece
 
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() + _KEEP_SPACES)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TokenizerError(f"{path}: not a SentencePiece model ({reason})") from None
     return SentencePieceTokenizer(path.name, model)

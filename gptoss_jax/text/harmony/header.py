@@ -32,7 +32,7 @@ _MAX_CHANNEL_NAME = 32
 # A header as long as this, or with as many unread words, has turned into content.
 _MAX_TOKENS = 64
 _MAX_REST_WORDS = 3
-_MAX_REST_CHARS = 40
+_MAX_REST_CHARS = 80
 
 
 @dataclasses.dataclass(slots=True)
@@ -46,7 +46,7 @@ class Header:
       channel: one of the known ones, or a made-up one (`flagged`).
       content_type: `<|constrain|>json`, or a bare word.
       rest: what could not be read; of a header that was broken off, the content.
-      flagged: the channel is not one the format has.
+      flagged: the role or the channel is not one the format has.
     """
 
     role: str
@@ -75,12 +75,9 @@ def read_header(
             header.rest += text
             continue
         if part == "author" and role is None:
-            text = _read_author(header, text, alone=len(parts) == 1 and not complete)
+            text = _read_author(header, text, complete)
         elif part == "channel":
-            before = header.channel
             text = _read_channel(header, text, complete)
-            if header.flagged and header.channel != before and header.rest:
-                continue
         elif part == "constrain":
             text = _read_constrain(header, text, complete)
         header.rest += _read_words(header, text, complete, bare_channel=part == "author" and n == 0)
@@ -99,7 +96,7 @@ def is_content_by_now(parts: Sequence[tuple[Part, str]], role: str | None, token
     )
 
 
-def _read_author(header: Header, text: str, alone: bool) -> str:
+def _read_author(header: Header, text: str, complete: bool) -> str:
     match = _AUTHOR.match(text)
     if match is None:
         return text
@@ -107,13 +104,15 @@ def _read_author(header: Header, text: str, alone: bool) -> str:
     if word in ROLES:
         header.role, header.name = word, name
         return text[match.end() :]
-    if word.startswith("assistant" * 2):
-        # Seen in the wild after a doubled start; the surplus stays readable as rest.
-        return text.replace("assistant", "", 1)
-    full = f"{word}:{name}" if name else word
-    if _TOOL_NAME.fullmatch(full) or (not alone and _RECIPIENT.match(text[match.end() :])):
-        header.role, header.name = "tool", full
+    if word.replace("assistant", "") == "":
+        # "assistantassistant": seen in the wild. A role said twice is not content.
+        header.flagged = True
         return text[match.end() :]
+    full = f"{word}:{name}" if name else word
+    rest = text[match.end() :]
+    if complete or _TOOL_NAME.fullmatch(full) or _RECIPIENT.match(rest):
+        header.role, header.name = "tool", full
+        return rest
     return text
 
 

@@ -36,9 +36,11 @@ class _Open:
     """A message whose content is coming in."""
 
     header: Header
+    # All its text is flagged; `has_odd_text` if only some of it was.
     flagged: bool
     # Opened without <|message|>: one that comes later ends the stray text.
     implicit: bool
+    has_odd_text: bool = False
     pieces: list[str] = dataclasses.field(default_factory=list)
 
     def message(self) -> Message:
@@ -50,7 +52,7 @@ class _Open:
             recipient=h.recipient,
             channel=h.channel,
             content_type=h.content_type,
-            flagged=self.flagged,
+            flagged=self.flagged or self.has_odd_text,
         )
 
 
@@ -188,7 +190,7 @@ class HarmonyParser:
             # In a message of its own, so that a tool's arguments stay clean.
             stray = Header(header.role, header.name, channel=header.channel)
             self._open_message(stray, flagged=True, implicit=False)
-            self._emit(header.rest, flagged=True)
+            self._emit(header.rest)
             self._end(None)
         self._open_message(header, flagged=header.flagged, implicit=False)
 
@@ -202,19 +204,18 @@ class HarmonyParser:
         elif text:
             if self._open is None:
                 self._open_message(Header("assistant"), flagged=True, implicit=True)
-            self._emit(text, flagged=odd or self._is_flagged())
+            self._emit(text, odd)
 
     def _give_up_header(self) -> None:
         """The header has no `<|message|>`: what could not be read of it is content."""
         if self._parts is None:
             return
         header = read_header(self._parts, self._role, complete=False)
-        is_empty = self._parts == [("author", "")]
         self._parts = None
-        if is_empty:
-            return
+        if not (header.name or header.channel or header.recipient or header.rest):
+            return  # says nothing: a doubled <|start|>, or a token that ends nothing
         self._open_message(header, flagged=True, implicit=True)
-        self._emit(header.rest, flagged=True)
+        self._emit(header.rest)
 
     def _open_message(self, header: Header, flagged: bool, implicit: bool) -> None:
         flagged = flagged or (self._generating and header.role != "assistant")
@@ -223,15 +224,12 @@ class HarmonyParser:
             self.finish_reason = None
         self._events.append(MessageStart(len(self.messages), self._open.message()))
 
-    def _is_flagged(self) -> bool:
-        return self._open is not None and (self._open.implicit or self._open.flagged)
-
-    def _emit(self, text: str, flagged: bool) -> None:
+    def _emit(self, text: str, odd: bool = False) -> None:
         if self._open is None or not text:
             return
         self._open.pieces.append(text)
-        self._open.flagged = self._open.flagged or flagged
-        h = self._open.header
+        self._open.has_odd_text |= odd
+        h, flagged = self._open.header, odd or self._open.flagged
         self._events.append(
             Delta(len(self.messages), text, h.role, h.channel, h.recipient, flagged)
         )

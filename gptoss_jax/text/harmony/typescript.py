@@ -2,8 +2,8 @@
 
 The layout (indents, where comments stand) is openai-harmony's: gpt-oss saw its like in training,
 and the format says no more than "TypeScript-like". On top of it the default mode spells what that
-library prints as `any`: anyOf, allOf, const, enums of other than strings, local $ref; brackets an
-array of a union; and keeps every line of a description a comment. `compat=True` leaves these out.
+library prints as `any`: anyOf, allOf, const, enums of other than strings, local $ref, null; brackets
+an array of a union; and keeps every line of a description a comment. `compat=True` leaves these out.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def schema_type(schema: Any, indent: str, compat: bool = False) -> str:
     """Type text of a schema whose local references are inlined already."""
     if not isinstance(schema, Mapping):
         return "any"
-    if isinstance(schema.get("oneOf"), list):
-        return "".join(_variant_lines(schema["oneOf"], indent, compat))
+    one_of = schema.get("oneOf")
+    if isinstance(one_of, list) and (one_of or compat):
+        return "".join(_variant_lines(one_of, indent, compat))
     if not compat and (spelled := _spelled(schema, indent)) is not None:
         return spelled
     kind = schema.get("type")
@@ -58,6 +59,8 @@ def schema_type(schema: Any, indent: str, compat: bool = False) -> str:
 
 def _spelled(schema: Mapping[str, Any], indent: str) -> str | None:
     """What openai-harmony leaves as `any` (or drops), None where it does not."""
+    if schema.get("type") == "null":
+        return "null"
     if "const" in schema:
         return to_json(schema["const"])
     enum = schema.get("enum")

@@ -172,7 +172,6 @@ def conversations() -> dict[str, list[dict[str, Any]]]:
         "no_instructions": [system(), developer(None, tools), user],
         "empty_developer": [system(), developer(None), user],
         "empty_instructions": [system(), developer(""), user],
-        "no_tools_in_namespace": [system(), developer("x", []), user],
         "tool_loop": [*full, user, *loop],
         "tool_loop_done": [*full, user, *loop, think, final],
         "second_turn": [*full, user, *loop, think, final, user],
