@@ -14,8 +14,6 @@ from gptoss_jax.text.o200k import RANKS_FILE, SPECIALS, VOCAB_SIZE, load_ranks
 from gptoss_jax.text.tokenizer import cut_literals, literal_cutter
 
 FEW = hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
-# Fixtures are session-wide and stateless, so sharing them between examples is what is meant.
-SHARED = hypothesis.HealthCheck.function_scoped_fixture
 
 LITERALS = [*SPECIALS, "<|reserved_200000|>", "<|", "|>", "▁", "<0x41>", "<unk>", "</s>", "<s>", "Ġ"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
