@@ -35,9 +35,7 @@ class HFTokenizer(Tokenizer):
         # Otherwise the library turns a literal <|end|> in content into the special token.
         inner.encode_special_tokens = True
         added = inner.get_added_tokens_decoder()
-        special = {
-            i: t.content for i, t in added.items() if t.special or looks_special(t.content)
-        }
+        special = {i: t.content for i, t in added.items() if t.special or looks_special(t.content)}
         reserved = {i for i, literal in special.items() if RESERVED.fullmatch(literal)}
         table = _byte_table(inner, {i: t.content for i, t in added.items()})
         for token_id in reserved:
@@ -92,5 +90,7 @@ def load_hf(path: Path) -> HFTokenizer:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TokenizerError(f"{path}: not a tokenizer.json ({reason}); download it again") from None
+        raise TokenizerError(
+            f"{path}: not a tokenizer.json ({reason}); download it again"
+        ) from None
     return HFTokenizer(path.name, inner)

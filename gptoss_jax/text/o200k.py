@@ -1,4 +1,4 @@
-"""o200k_harmony from the ranks file the package carries: needs no network and no model directory."""
+"""o200k_harmony from the ranks file the package carries: no network, no model directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import binascii
 import functools
 import gzip
 import hashlib
+import itertools
 import re
 import zlib
 from pathlib import Path
@@ -75,7 +76,7 @@ class O200kHarmony(Tokenizer):
     def _encode_plain(self, text: str) -> list[int]:
         cuts = [0, *(m.end() for m in _LONG_SPACE.finditer(text)), len(text)]
         ids: list[int] = []
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             ids += self._encoding.encode_ordinary(text[a:b])
         return ids
 
@@ -90,7 +91,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise TokenizerError(f"{path}: cannot be read ({error}); reinstall or replace it") from error
+        raise TokenizerError(
+            f"{path}: cannot be read ({error}); reinstall or replace it"
+        ) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != RANKS_SHA256:
         raise TokenizerError(

@@ -35,16 +35,16 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, name: str, model: sentencepiece.SentencePieceProcessor) -> None:
         count = model.get_piece_size()
         pieces = [model.id_to_piece(i) for i in range(count)]
-        special = {
-            i: p for i, p in enumerate(pieces) if model.is_control(i) or looks_special(p)
-        }
+        special = {i: p for i, p in enumerate(pieces) if model.is_control(i) or looks_special(p)}
         reserved = {i for i, p in special.items() if RESERVED.fullmatch(p)}
         hidden = {i for i in range(count) if model.is_unknown(i) or model.is_unused(i)} | reserved
         table: list[bytes | None] = [
             None if i in hidden else _piece_bytes(p, model.is_byte(i), i in special)
             for i, p in enumerate(pieces)
         ]
-        super().__init__(name, table, {p: i for i, p in special.items() if i not in reserved}, reserved)
+        super().__init__(
+            name, table, {p: i for i, p in special.items() if i not in reserved}, reserved
+        )
         self._model = model
         # User-defined pieces are matched in any text; control pieces never are.
         self._cutter = literal_cutter(p for i, p in special.items() if not model.is_control(i))

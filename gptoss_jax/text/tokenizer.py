@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import codecs
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -160,4 +161,4 @@ def cut_literals(text: str, cutter: re.Pattern[str] | None) -> list[str]:
     if cutter is None:
         return [text]
     cuts = [0, *(m.start() + 1 for m in cutter.finditer(text)), len(text)]
-    return [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return [text[a:b] for a, b in itertools.pairwise(cuts) if a < b]

@@ -3,13 +3,22 @@
 import gzip
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gptoss_jax.text import load_tokenizer, o200k_harmony
-from gptoss_jax.text.harmony import Message, ToolFunction, ToolNamespace
-from gptoss_jax.text.harmony import developer_message, system_message
+from gptoss_jax.text.harmony import (
+    Message,
+    ToolFunction,
+    ToolNamespace,
+    developer_message,
+    system_message,
+)
 from gptoss_jax.text.o200k import RANKS_FILE
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -35,8 +44,6 @@ def o200k():
 @pytest.fixture(scope="session")
 def sp_path(tmp_path_factory):
     """A SentencePiece model, trained here, with half of the harmony tokens of each kind."""
-    import sentencepiece
-
     folder = tmp_path_factory.mktemp("sp")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS * 4),
@@ -55,9 +62,6 @@ def sp_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def hf_path(tmp_path_factory):
     """A byte-level BPE tokenizer.json, trained here; some specials are not marked as such."""
-    import tokenizers
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -83,8 +87,6 @@ def tokenizer(request):
 @pytest.fixture(scope="session")
 def ids(o200k):
     """Text with literal specials → o200k_harmony ids, the specials as special ids."""
-    import re
-
     split = re.compile(rf"({'|'.join(map(re.escape, o200k.specials))})")
 
     def to_ids(text):
@@ -102,7 +104,7 @@ def goldens():
 
 
 @pytest.fixture(scope="session")
-def make_goldens():
+def make_goldens(oracle):
     """The golden script as a module: its cases and its way of asking openai-harmony."""
     spec = importlib.util.spec_from_file_location("make_harmony", GOLDENS / "make_harmony.py")
     module = importlib.util.module_from_spec(spec)
@@ -113,10 +115,7 @@ def make_goldens():
 @pytest.fixture(scope="session")
 def oracle(tmp_path_factory):
     """openai-harmony's encoding, offline. Skipped only where the library is not installed."""
-    if importlib.util.find_spec("openai_harmony") is None:
-        pytest.skip("openai-harmony is not installed (the extra `oracle`)")
-    import openai_harmony
-
+    openai_harmony = pytest.importorskip("openai_harmony")
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "o200k_base.tiktoken").write_bytes(gzip.decompress(RANKS_FILE.read_bytes()))
     with pytest.MonkeyPatch.context() as patch:

@@ -42,7 +42,7 @@ WELL_FORMED = {
     f" to=functions.f<|channel|>commentary{JSON}<|message|>{{}}<|call|>": [call("{}")],
     f"<|channel|>commentary to=functions.f {JSON}<|message|>{{}}<|call|>": [call("{}")],
     f"<|channel|>commentary to=functions.f{JSON}<|message|>{{}}<|call|>": [call("{}")],
-    f"<|channel|>commentary to=functions.f <|constrain|> json <|message|>{{}}<|call|>": [call("{}")],
+    "<|channel|>commentary to=functions.f <|constrain|> json <|message|>{}<|call|>": [call("{}")],
     "<|channel|>commentary to=functions.f json<|message|>{}<|call|>": [
         call("{}", content_type="json")
     ],
@@ -121,7 +121,8 @@ MALFORMED = {
         odd(" 2?", "commentary"),
         call("{}"),
     ],
-    f"<|channel|>commentary to=assistant<|channel|>commentary?<|message|>x{NEXT}{FINAL}y<|return|>": [
+    "<|channel|>commentary to=assistant<|channel|>commentary?<|message|>x"
+    f"{NEXT}{FINAL}y<|return|>": [
         odd("?", "commentary"),
         a("x", "commentary", "assistant"),
         a("y", "final"),
@@ -215,7 +216,7 @@ def test_well_formed_output_is_not_flagged(output, o200k, ids):
 
 def test_openai_harmony_fails_where_this_parser_does_not(oracle, ids):
     """The table would prove little if the reference read it all."""
-    import openai_harmony
+    openai_harmony = pytest.importorskip("openai_harmony")
 
     def fails(output):
         try:
@@ -278,7 +279,9 @@ def test_text_streams_token_by_token(o200k, ids):
 
 
 def test_events_carry_the_header(o200k, ids):
-    _, events = run(o200k, ids(f"<|channel|>commentary to=functions.f {JSON}<|message|>{{}}<|call|>"))
+    _, events = run(
+        o200k, ids(f"<|channel|>commentary to=functions.f {JSON}<|message|>{{}}<|call|>")
+    )
     start, delta, end = events
     assert start == MessageStart(0, call(""))
     assert delta == Delta(0, "{}", "assistant", "commentary", "functions.f", False)
@@ -295,7 +298,21 @@ def test_finish_twice_changes_nothing(o200k, ids):
 MARKS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
 MARKS += ("<|return|>", "<|endoftext|>", "<|startoftext|>", "<|endofprompt|>")
 WORDS = ("assistant", "user", "system", "functions.f", "python", "analysis", "commentary", "final")
-WORDS += (" to=", " to=functions.f", " json", " code", "to", "=", ":", "{", "}", "[", "\n", " ", "?")
+WORDS += (
+    " to=",
+    " to=functions.f",
+    " json",
+    " code",
+    "to",
+    "=",
+    ":",
+    "{",
+    "}",
+    "[",
+    "\n",
+    " ",
+    "?",
+)
 WORDS += ("日本", "🌤️", "😀", "commentary?", "finality", "assistantassistant")
 
 
@@ -306,7 +323,9 @@ def everything_said(messages):
 
 @FEW
 @hypothesis.given(
-    pieces=st.lists(st.one_of(st.sampled_from(MARKS), st.sampled_from(WORDS), st.just("#")), max_size=40),
+    pieces=st.lists(
+        st.one_of(st.sampled_from(MARKS), st.sampled_from(WORDS), st.just("#")), max_size=40
+    ),
     role=st.sampled_from(["assistant", None]),
 )
 def test_any_sequence_parses_and_loses_no_text(pieces, role, o200k, ids):
@@ -385,14 +404,14 @@ ANY_MESSAGE = st.one_of(
 @FEW
 @hypothesis.given(messages=st.lists(ANY_MESSAGE, max_size=8))
 def test_parse_of_render_is_the_conversation(messages, tokenizer):
-    rendered = render_conversation(
-        tokenizer, messages, for_completion=False, keep_analysis=True
-    )
+    rendered = render_conversation(tokenizer, messages, for_completion=False, keep_analysis=True)
     assert HarmonyParser(tokenizer, role=None).parse(rendered) == messages
 
 
 @FEW
-@hypothesis.given(messages=st.lists(ANY_MESSAGE.filter(lambda m: m.role == "assistant"), min_size=1))
+@hypothesis.given(
+    messages=st.lists(ANY_MESSAGE.filter(lambda m: m.role == "assistant"), min_size=1, max_size=5)
+)
 def test_every_prefix_of_a_turn_is_read(messages, o200k):
     """Cut anywhere: the complete messages are right, and deltas never take anything back."""
     rendered = render_conversation(o200k, messages, for_completion=False, keep_analysis=True)[2:]

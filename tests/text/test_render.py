@@ -111,7 +111,8 @@ def test_texts_of_the_specification(o200k):
     assert o200k.decode(render_conversation(o200k, messages)) == SPEC_EXAMPLE
 
 
-SPEC_EXAMPLE = """<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.
+SPEC_EXAMPLE = """<|start|>system<|message|>\
+You are ChatGPT, a large language model trained by OpenAI.
 Knowledge cutoff: 2024-06
 Current date: 2025-06-28
 

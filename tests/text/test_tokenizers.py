@@ -8,6 +8,9 @@ import sys
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers
 
 from gptoss_jax.text import TokenizerError, load_tokenizer, o200k_harmony, tokenizer_for
 from gptoss_jax.text.o200k import RANKS_FILE, SPECIALS, VOCAB_SIZE, load_ranks
@@ -15,7 +18,18 @@ from gptoss_jax.text.tokenizer import cut_literals, literal_cutter
 
 FEW = hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 
-LITERALS = [*SPECIALS, "<|reserved_200000|>", "<|", "|>", "▁", "<0x41>", "<unk>", "</s>", "<s>", "Ġ"]
+LITERALS = [
+    *SPECIALS,
+    "<|reserved_200000|>",
+    "<|",
+    "|>",
+    "▁",
+    "<0x41>",
+    "<unk>",
+    "</s>",
+    "<s>",
+    "Ġ",
+]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 NASTY = st.lists(st.one_of(TEXT, st.sampled_from(LITERALS)), max_size=8).map("".join)
 
@@ -131,8 +145,6 @@ def test_o200k_needs_no_environment_and_no_network():
 
 def test_sentencepiece_model_trained_otherwise(sp_path):
     """The model asks for a dummy prefix and squeezed spaces; content must not get them."""
-    import sentencepiece
-
     raw = sentencepiece.SentencePieceProcessor(model_file=str(sp_path))
     assert raw.decode(raw.encode(" a  b ")) == "a b"
     ours = load_tokenizer(sp_path)
@@ -141,8 +153,6 @@ def test_sentencepiece_model_trained_otherwise(sp_path):
 
 
 def test_hf_tokenizer_would_match_specials(hf_path):
-    import tokenizers
-
     raw = tokenizers.Tokenizer.from_file(str(hf_path))
     for literal in ("<|return|>", "<|message|>"):
         assert raw.token_to_id(literal) in raw.encode(literal, add_special_tokens=False).ids
@@ -150,10 +160,10 @@ def test_hf_tokenizer_would_match_specials(hf_path):
 
 def test_hf_metaspace_tokenizer(tmp_path, sp_path):
     """A tokenizer.json of the SentencePiece kind: ▁ is a space, <0xNN> a byte."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     vocab = {"<unk>": 0, **{f"<0x{b:02X}>": b + 1 for b in range(256)}, "▁": 257, "a": 258}
-    inner = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    inner = tokenizers.Tokenizer(
+        models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
     inner.normalizer = normalizers.Replace(" ", "▁")
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     path = tmp_path / "tokenizer.json"

@@ -28,11 +28,12 @@ BROWSER = ToolNamespace(
         ),
         ToolFunction(
             "open",
-            "Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, "
-            "showing `num_lines` lines.\n"
+            "Opens the link `id` from the page indicated by `cursor` starting at line number "
+            "`loc`, showing `num_lines` lines.\n"
             "Valid link ids are displayed with the formatting: `【{id}†.*】`.\n"
             "If `cursor` is not provided, the most recent page is implied.\n"
-            "If `id` is a string, it is treated as a fully qualified URL associated with `source`.\n"
+            "If `id` is a string, it is treated as a fully qualified URL associated with "
+            "`source`.\n"
             "If `loc` is not provided, the viewport will be positioned at the beginning of the "
             "document or centered on the most relevant passage, if available.\n"
             "Use this function without `id` to scroll to a new location of an opened page.",

@@ -114,8 +114,7 @@ def function_name(recipient: str) -> str:
 
 
 def tool_functions(tools: Iterable[Mapping[str, Any]]) -> list[ToolFunction]:
-    """Functions from the chat API's `tools` (`{"type": "function", "function": {…}}`), or from
-    the flat form of the Responses API.
+    """Functions from the `tools` of the chat API, or from the flat form of the Responses API.
 
     Raises:
       HarmonyError: an entry is not a function or has no name.
@@ -124,11 +123,15 @@ def tool_functions(tools: Iterable[Mapping[str, Any]]) -> list[ToolFunction]:
     for i, tool in enumerate(tools):
         function = tool.get("function", tool)
         if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
-            raise HarmonyError(f"tools[{i}]: type {tool.get('type')!r}; only functions can be given")
+            raise HarmonyError(
+                f"tools[{i}]: type {tool.get('type')!r}; only functions can be given"
+            )
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise HarmonyError(f"tools[{i}]: the function has no name; give one")
-        out.append(ToolFunction(name, function.get("description") or "", function.get("parameters")))
+        out.append(
+            ToolFunction(name, function.get("description") or "", function.get("parameters"))
+        )
     return out
 
 

@@ -32,8 +32,11 @@ class Delta:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MessageEnd:
-    """Message `index` is complete. `ended_by` is the special token that ended it, None if it was
-    cut off (by the token limit, or by the next message)."""
+    """Message `index` is complete.
+
+    `ended_by` is the special token that ended it, None if it was cut off (by the token limit, or by
+    the next message).
+    """
 
     index: int
     message: Message

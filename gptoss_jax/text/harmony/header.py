@@ -58,9 +58,7 @@ class Header:
     flagged: bool = False
 
 
-def read_header(
-    parts: Sequence[tuple[Part, str]], role: str | None, complete: bool
-) -> Header:
+def read_header(parts: Sequence[tuple[Part, str]], role: str | None, complete: bool) -> Header:
     """Reads a header.
 
     Args:

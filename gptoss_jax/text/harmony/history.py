@@ -46,8 +46,10 @@ def _goes(message: Message, dropped_calls: set[str]) -> bool:
 
 
 def drop_as_openai_harmony(messages: Sequence[Message]) -> list[Message]:
-    """What openai-harmony 0.0.8 drops: analysis before the *first* final, and that only if the
-    last assistant message is a final."""
+    """Drops what openai-harmony 0.0.8 drops.
+
+    That is analysis before the *first* final, and only if the last assistant message is a final.
+    """
     assistant = [m for m in messages if m.role == "assistant"]
     if not assistant or assistant[-1].channel != FINAL:
         return list(messages)

@@ -158,7 +158,8 @@ class HarmonyParser:
         elif kind == MESSAGE:
             self._message_token()
         elif self._parts is not None:
-            self._parts.append(("channel" if kind == CHANNEL else "constrain", ""))
+            part: Part = "channel" if kind == CHANNEL else "constrain"
+            self._parts.append((part, ""))
         elif kind == CHANNEL:
             # <|end|><|start|>assistant left out.
             role = self._open.header.role if self._open else "assistant"
@@ -168,7 +169,8 @@ class HarmonyParser:
             self._text(CONSTRAIN, odd=True)
 
     def _begin_header(self, role: str | None, part: Part) -> None:
-        self._role, self._parts, self._header_tokens = role, [(part, "")], 0
+        self._role, self._header_tokens = role, 0
+        self._parts = [(part, "")]
 
     def _message_token(self) -> None:
         if self._parts is not None:

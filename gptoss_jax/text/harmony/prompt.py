@@ -134,7 +134,7 @@ def _response_format(response_format: ResponseFormat) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines as Rust counts them: `\\n` or `\\r\\n` ends one, and nothing else does."""
+    """Lines as Rust counts them: ended by LF or CR LF and nothing else."""
     lines = text.split("\n")
     ended, last = [line.removesuffix("\r") for line in lines[:-1]], lines[-1]
     return [*ended, last] if last else ended

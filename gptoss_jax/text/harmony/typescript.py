@@ -2,8 +2,9 @@
 
 The layout (indents, where comments stand) is openai-harmony's: gpt-oss saw its like in training,
 and the format says no more than "TypeScript-like". On top of it the default mode spells what that
-library prints as `any`: anyOf, allOf, const, enums of other than strings, local $ref, null; brackets
-an array of a union; and keeps every line of a description a comment. `compat=True` leaves these out.
+library prints as `any`: anyOf, allOf, const, enums of other than strings, local $ref, null; it
+brackets an array of a union, and keeps every line of a description a comment. `compat=True` leaves
+all that out.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def schema_type(schema: Any, indent: str, compat: bool = False) -> str:
         return spelled
     kind = schema.get("type")
     if isinstance(kind, list):
-        return " | ".join("number" if k == "integer" else k for k in kind if isinstance(k, str)) or "any"
+        return (
+            " | ".join("number" if k == "integer" else k for k in kind if isinstance(k, str))
+            or "any"
+        )
     if kind == "object":
         return _object(schema, indent, compat)
     if kind == "array":
@@ -80,7 +84,9 @@ def _array(schema: Mapping[str, Any], indent: str, compat: bool) -> str:
     if "items" not in schema:
         return "Array<any>"
     inner = schema_type(schema["items"], indent, compat)
-    is_union = not compat and not inner.startswith(("{", "(")) and (" | " in inner or " & " in inner)
+    is_union = (
+        not compat and not inner.startswith(("{", "(")) and (" | " in inner or " & " in inner)
+    )
     return f"({inner})[]" if is_union else f"{inner}[]"
 
 
@@ -122,7 +128,10 @@ def _one_of_property(name: str, schema: Mapping[str, Any], indent: str, compat: 
     description = schema.get("description")
     description = description if isinstance(description, str) else None
     # A description repeated by the first variant is shown by neither.
-    above = description is not None and _get(variants[0] if variants else None, "description") != description
+    above = (
+        description is not None
+        and _get(variants[0] if variants else None, "description") != description
+    )
     out = _description(description, indent, compat) if above else ""
     if "default" in schema:
         out += f"{indent}// {_default(schema)}\n"
@@ -197,7 +206,11 @@ def _inline_refs(value: Any, root: Mapping[str, Any], depth: int) -> Any:
         # A schema that contains itself ends in `any` somewhere below.
         target = _resolve(ref, root) if depth < _MAX_REF_DEPTH else {}
         return _inline_refs({**target, **beside}, root, depth + 1)
-    return {k: _inline_refs(v, root, depth) for k, v in value.items() if k not in ("$defs", "definitions")}
+    return {
+        k: _inline_refs(v, root, depth)
+        for k, v in value.items()
+        if k not in ("$defs", "definitions")
+    }
 
 
 def _resolve(ref: str, root: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,6 +16,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from openai_harmony import (
+    Conversation,
+    DeveloperContent,
+    Message,
+    RenderConversationConfig,
+    Role,
+    ToolDescription,
+    ToolNamespaceConfig,
+    load_harmony_encoding,
+)
+
 HERE = Path(__file__).parent
 RANKS = HERE.parents[2] / "gptoss_jax" / "text" / "data" / "o200k_base.tiktoken.gz"
 
@@ -88,7 +99,12 @@ def schemas() -> list[Any]:
     unions: list[Any] = [
         {"oneOf": []},
         {"oneOf": "no list", "type": "string", "description": "hidden", "default": 1},
-        {"oneOf": [{"type": "string", "description": "as text"}, {"type": "integer", "default": 3}]},
+        {
+            "oneOf": [
+                {"type": "string", "description": "as text"},
+                {"type": "integer", "default": 3},
+            ]
+        },
         {"oneOf": [{"type": "string", "description": "same"}, nested], "description": "same"},
         {"oneOf": [{"type": "string", "description": "own"}, nested], "description": "outer"},
         {
@@ -114,7 +130,9 @@ def schemas() -> list[Any]:
         {"type": "array", "items": {"type": "string"}},
         {"properties": {"a": {"type": "string"}}},
     ]
-    singles = [properties(s) for s in leaves + unions] + [properties(s, required=()) for s in leaves]
+    singles = [properties(s) for s in leaves + unions] + [
+        properties(s, required=()) for s in leaves
+    ]
     return whole + WEATHERS + leaves + unions + singles + [properties(*leaves, *unions)]
 
 
@@ -132,14 +150,18 @@ def system(**fields: Any) -> dict[str, Any]:
     return message("system", {"type": "system_content", **fields})
 
 
-def developer(instructions: str | None, tools: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def developer(
+    instructions: str | None, tools: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """A developer message with function tools."""
     namespaces = None if tools is None else {"functions": {"name": "functions", "tools": tools}}
     fields = {"instructions": instructions, "tools": namespaces}
     return message("developer", {"type": "developer_content", **fields})
 
 
-def call(name: str, arguments: str, content_type: str | None = "<|constrain|>json") -> dict[str, Any]:
+def call(
+    name: str, arguments: str, content_type: str | None = "<|constrain|>json"
+) -> dict[str, Any]:
     """A tool call of the assistant."""
     extra = {"channel": "commentary", "recipient": name, "content_type": content_type}
     return message("assistant", arguments, **extra)
@@ -179,11 +201,23 @@ def conversations() -> dict[str, list[dict[str, Any]]]:
         "third_turn": [*full, user, think, final, user, think, final, user],
         "preamble": [*full, user, message("assistant", "Plan.", channel="commentary"), *loop],
         "python": [system(), user, think, python, answer("python", "1", "analysis")],
-        "python_done": [system(), user, think, python, answer("python", "1", "analysis"), final, user],
+        "python_done": [
+            system(),
+            user,
+            think,
+            python,
+            answer("python", "1", "analysis"),
+            final,
+            user,
+        ],
         "content_types": [user, call("functions.f", "{}", "json"), call("functions.f", "{}", None)],
         "constrain_space": [user, call("functions.f", "{}", "<|constrain|> json")],
         "recipient_all": [user, message("assistant", "hi", channel="final", recipient="all")],
-        "names": [message("user", "hi") | {"name": "ada.l"}, final, message("user", "", recipient="x")],
+        "names": [
+            message("user", "hi") | {"name": "ada.l"},
+            final,
+            message("user", "", recipient="x"),
+        ],
         "specials_in_content": [system(), developer(nasty), message("user", nasty), final, user],
         "unicode": [message("user", "naïve ­ 日本語 👩‍👩‍👧 \x00\r\n\t \u3000 ∑")],
         "no_messages": [],
@@ -194,7 +228,9 @@ def conversations() -> dict[str, list[dict[str, Any]]]:
             user,
         ],
         "two_channels": [
-            system(channel_config={"valid_channels": ["analysis", "final"], "channel_required": True}),
+            system(
+                channel_config={"valid_channels": ["analysis", "final"], "channel_required": True}
+            ),
             user,
         ],
         "effort_off": [system(reasoning_effort=None, **date), user],
@@ -207,8 +243,6 @@ def conversations() -> dict[str, list[dict[str, Any]]]:
 
 def builtin_conversations() -> dict[str, list[dict[str, Any]]]:
     """Conversations with the built-in tools, whose texts come from openai-harmony."""
-    from openai_harmony import ToolNamespaceConfig
-
     browser = ToolNamespaceConfig.browser().model_dump()
     python = ToolNamespaceConfig.python().model_dump()
     user = message("user", "Look it up.")
@@ -221,8 +255,6 @@ def builtin_conversations() -> dict[str, list[dict[str, Any]]]:
 
 def encoding() -> Any:
     """openai-harmony's encoding, from the packaged ranks."""
-    from openai_harmony import load_harmony_encoding
-
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "o200k_base.tiktoken").write_bytes(gzip.decompress(RANKS.read_bytes()))
         os.environ["TIKTOKEN_ENCODINGS_BASE"] = folder
@@ -231,8 +263,6 @@ def encoding() -> Any:
 
 def render(oracle: Any, messages: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Ids in the four ways openai-harmony renders a conversation."""
-    from openai_harmony import Conversation, RenderConversationConfig, Role
-
     conversation = Conversation.from_json(json.dumps({"messages": messages}))
     keep = RenderConversationConfig(auto_drop_analysis=False)
     return {
@@ -247,8 +277,6 @@ def render(oracle: Any, messages: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 def type_text(oracle: Any, schema: Any) -> str:
     """The type openai-harmony prints for a parameter schema."""
-    from openai_harmony import DeveloperContent, Message, Role, ToolDescription
-
     tool = ToolDescription.new("f", "", parameters=schema)
     content = DeveloperContent.new().with_function_tools([tool])
     ids = oracle.render(Message.from_role_and_content(Role.DEVELOPER, content))
