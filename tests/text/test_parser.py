@@ -367,10 +367,11 @@ def test_content_comes_out_as_it_decodes(token_ids, o200k, ids):
 @FEW
 @hypothesis.given(token_ids=st.lists(st.integers(0, 199_997), min_size=1, max_size=60))
 def test_text_without_a_header_is_all_shown(token_ids, o200k):
+    """Blanks alone are none, and `to=` or `json {` would be read as what they are in a header."""
     text = o200k.decode(token_ids)
     parser, _ = run(o200k, token_ids)
     hypothesis.assume("to=" not in text and not text.startswith(("json", "functions", "python")))
-    assert parser.text == text
+    assert parser.text == (text if text.strip() else "")
 
 
 NAME = st.from_regex(r"[a-z][a-z0-9_-]{0,12}", fullmatch=True)
