@@ -1,4 +1,8 @@
-"""A strict JAX for every test: what only works by promotion or by luck fails here."""
+"""A strict JAX for every test: what only works by promotion or by luck fails here.
+
+Warnings are errors by `filterwarnings` in pyproject.toml. Torch and transformers take seconds to
+import; only the modules that compare with them do so, and they skip where those are missing.
+"""
 
 import os
 
@@ -6,7 +10,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+from hypothesis import settings
 
+# More devices than one, so that nothing assumes a single one.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example of a test compiles, and the machine's speed is not what these tests are about;
+# the same examples every time, so that a failure elsewhere can be repeated here.
+settings.register_profile("gptoss", deadline=None, derandomize=True)
+settings.load_profile("gptoss")
