@@ -85,7 +85,7 @@ def decode(weight: MXFP4, dtype: jnp.dtype = jnp.bfloat16) -> jax.Array:
     """Dequantises: [..., K, N] in `dtype` (float32 or bfloat16; both hold every product exactly).
 
     Exact for scale bytes 2..252. Outside, what `dtype` says: 253 and 254 overflow to infinity for
-    the larger codes, 0 and 1 flush what falls below 2^-126.
+    the larger codes, 1 flushes 0.5 * 2^-126, and 0, itself a subnormal, reads as zero.
     """
     *lead, half, n = weight.blocks.shape
     blocks = weight.blocks.reshape(*lead, half // HALF, 1, HALF, n)
