@@ -1,0 +1,108 @@
+"""Writes a checkpoint directory so that it looks complete only when it is."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gptoss_jax.checkpoint.directory import INDEX
+from gptoss_jax.checkpoint.safetensors_file import Tensor, write_file
+from gptoss_jax.errors import UserError
+
+# With these limits the published shards come out, file by file.
+_HF_SHARD_BYTES = 4_800_000_000
+_ORIGINAL_SHARD_BYTES = 10_600_000_000
+_ORIGINAL_SINGLE_BYTES = 16_000_000_000
+
+_COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_COPIED += ("chat_template.jinja", "generation_config.json", "*.model")
+
+# The published file; 200002 return, 200012 call and 199999 endoftext end an answer.
+GENERATION_CONFIG = {
+    "bos_token_id": 199_998,
+    "do_sample": True,
+    "eos_token_id": [200_002, 199_999, 200_012],
+    "pad_token_id": 199_999,
+}
+
+Chunks = Callable[[Tensor], Iterable[np.ndarray]]
+
+
+def create(directory: Path) -> None:
+    """Makes the directory.
+
+    Raises:
+      UserError: it exists and is not empty.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists and is not empty; give a new directory")
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def shards(tensors: Sequence[Tensor], layout: str) -> dict[str, list[Tensor]]:
+    """Which file holds which tensors, named and sized as published."""
+    total = sum(tensor.nbytes for tensor in tensors)
+    limit = _HF_SHARD_BYTES
+    if layout == "original":
+        limit = _ORIGINAL_SHARD_BYTES if total > _ORIGINAL_SINGLE_BYTES else total
+    groups = _fill(tensors, limit)
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    if layout == "original":
+        names = [f"model--{i + 1:05}-of-{len(groups):05}" for i in range(len(groups))]
+    else:
+        names = [f"model-{i:05}-of-{len(groups) - 1:05}" for i in range(len(groups))]
+    return {f"{name}.safetensors": group for name, group in zip(names, groups, strict=True)}
+
+
+def _fill(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
+    groups: list[list[Tensor]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if groups[-1] and used + tensor.nbytes > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += tensor.nbytes
+    return groups
+
+
+def write_shards(
+    directory: Path, tensors: Sequence[Tensor], layout: str, chunks: Chunks, shown: tqdm
+) -> None:
+    """Writes the safetensors files, then the index where there is more than one."""
+
+    def counted(tensor: Tensor) -> Iterable[np.ndarray]:
+        for chunk in chunks(tensor):
+            yield chunk
+            shown.update(chunk.nbytes)
+
+    files = shards(tensors, layout)
+    for name, group in files.items():
+        write_file(directory / name, group, counted)
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+            "weight_map": {tensor.name: name for name, group in files.items() for tensor in group},
+        }
+        write_json(directory / INDEX, index)
+
+
+def write_rest(directory: Path, config: dict[str, Any], source: Path | None) -> None:
+    """The tokenizer's files of `source`, generation_config.json, and config.json last of all."""
+    if source is not None:
+        for pattern in _COPIED:
+            for file in sorted(source.glob(pattern)):
+                shutil.copyfile(file, directory / file.name)
+    generation = directory / "generation_config.json"
+    if not generation.exists():
+        write_json(generation, GENERATION_CONFIG)
+    write_json(directory / "config.json", config)
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

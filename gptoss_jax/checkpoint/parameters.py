@@ -1,0 +1,84 @@
+"""Parameters by their dotted path, and arrays filled a slice at a time."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from gptoss_jax.model.transformer import GptOss
+
+_PAGE = 4096
+
+
+def parameter(model: GptOss, path: str) -> nnx.Param:
+    """The parameter at "layers.3.attention.w_q_AD"."""
+    node: Any = model
+    for key in path.split("."):
+        node = node[int(key)] if key.isdigit() else getattr(node, key)
+    return node
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array on a page of its own, which XLA:CPU takes over without a copy."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = np.empty(nbytes + _PAGE, np.uint8)
+    start = -buffer.ctypes.data % _PAGE
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)
+
+
+class Target:
+    """A device array filled slice by slice along its leading axis.
+
+    On the CPU platform the slices are of one host buffer that becomes the array; elsewhere each is
+    a buffer of its own that is written into the device's array in place.
+    """
+
+    def __init__(self, like: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None):
+        self._like = like
+        self._sharding = sharding
+        self._host = None
+        self._device = None
+        if _on_cpu(sharding):
+            self._host = aligned_empty(like.shape, like.dtype)
+
+    def slice(self, first: int, rows: int) -> np.ndarray:
+        """A buffer for rows `first ... first + rows`, to be filled and given to `write`."""
+        if self._host is not None:
+            return self._host[first : first + rows]
+        return aligned_empty((rows, *self._like.shape[1:]), self._like.dtype)
+
+    def write(self, first: int, filled: np.ndarray) -> None:
+        if self._host is not None:
+            return
+        if len(filled) == self._like.shape[0]:
+            self._device = jax.device_put(filled, self._sharding)
+            return
+        if self._device is None:
+            self._device = _zeros(self._like.shape, self._like.dtype, self._sharding)
+        chunk = jax.device_put(filled, self._sharding)
+        self._device = _update(self._device, chunk, np.int32(first))
+
+    def finish(self) -> jax.Array:
+        if self._host is not None:
+            return jax.device_put(self._host, self._sharding)
+        assert self._device is not None
+        return self._device
+
+
+def _on_cpu(sharding: jax.sharding.Sharding | None) -> bool:
+    if sharding is None:
+        return jax.default_backend() == "cpu"
+    return all(device.platform == "cpu" for device in sharding.device_set)
+
+
+def _zeros(shape, dtype, sharding):
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _update(array: jax.Array, chunk: jax.Array, first: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(array, chunk, first, axis=0)

@@ -1,0 +1,77 @@
+"""Converts checkpoints between layouts, and writes synthetic ones."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gptoss_jax import cli
+
+_LAYOUTS = ("hf", "hf-bf16", "original", "orbax")
+_SIZES = ("20b", "120b")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The verb; returns its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check(parser, arguments)
+    return cli.run(_synthetic if arguments.synthetic else _convert, arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser(
+        "convert",
+        "Converts a checkpoint to another layout, or writes a synthetic one.",
+        ["gpt-oss-20b/ gpt-oss-20b-orbax/ --to orbax", "--synthetic 20b /tmp/tiny --layers 2"],
+    )
+    parser.add_argument("paths", nargs="+", metavar="SRC DIR", type=Path, help="from, to")
+    conversion = parser.add_argument_group("Conversion")
+    conversion.add_argument("--to", choices=_LAYOUTS, help="the layout to write")
+    synthetic = parser.add_argument_group("Synthetic (takes DIR alone)")
+    synthetic.add_argument(
+        "--synthetic", choices=_SIZES, metavar="SIZE", help=f"random weights: {', '.join(_SIZES)}"
+    )
+    synthetic.add_argument("--layers", type=_positive, metavar="N", help="instead of the size's")
+    synthetic.add_argument("--seed", type=_natural, metavar="N", help="default 0")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.synthetic:
+        if len(arguments.paths) != 1 or arguments.to:
+            parser.error("--synthetic takes one directory and no --to")
+        return
+    if len(arguments.paths) != 2 or not arguments.to:
+        parser.error("give SRC, DIR and --to, or --synthetic and DIR")
+    if arguments.layers is not None or arguments.seed is not None:
+        parser.error("--layers and --seed belong to --synthetic")
+
+
+def _synthetic(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.checkpoint.synthetic import write_synthetic
+
+    (directory,) = arguments.paths
+    write_synthetic(arguments.synthetic, directory, arguments.layers, arguments.seed or 0)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.checkpoint.convert import convert
+
+    source, directory = arguments.paths
+    convert(source, directory, arguments.to)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
