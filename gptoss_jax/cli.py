@@ -1,10 +1,13 @@
 """What every verb shares: help in groups, one-line errors, exit codes. Imports no JAX."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.text.errors import TextError
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -24,17 +27,39 @@ def parser(verb: str, description: str, examples: list[str]) -> argparse.Argumen
     return result
 
 
+def number(kind: type[int] | type[float], least: float, most: float | None = None):
+    """An argparse type: a number in least..most."""
+
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not least <= value <= (float("inf") if most is None else most):
+            span = f"at least {least:g}" if most is None else f"in {least:g}..{most:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {span}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse's "invalid int value"
+    return parse
+
+
+def dimmed(text: str, stream: TextIO) -> str:
+    """The text in a terminal's faint style, where the stream is one and colour is wanted."""
+    faint = stream.isatty() and "NO_COLOR" not in os.environ
+    return f"\x1b[2m{text}\x1b[0m" if faint else text
+
+
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Runs a verb: 0 done, 1 failed (one line on stderr), 130 interrupted.
 
-    A `UserError` is the user's to mend and shows only its message, as does an OSError (a full disk,
+    A `UserError` or `TextError` is the user's to mend and shows only its message, as does an OSError (a full disk,
     a missing right); anything else is a defect of ours and keeps its traceback.
     """
+    # JAX reserves 75 % of a GPU by default, which is less than 120b needs of 80 GB.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
         main(arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (UserError, OSError) as error:
+    except (UserError, TextError, OSError) as error:
         if arguments.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

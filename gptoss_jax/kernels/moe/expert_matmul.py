@@ -46,7 +46,8 @@ def _packed_planes(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Arr
     """One dot for each nibble: what is decoded feeds it in the order in which it lies."""
     _, k, n = weight.shape
     blocks, scales = _slice(weight, expert, 0, k // GROUP, 0, n)
-    scales = mxfp4.decode_scales(scales)[:, None]
+    # Without the barrier XLA:TPU wants another layout of all experts' scales and copies them.
+    scales = mxfp4.decode_scales(lax.optimization_barrier(scales))[:, None]
 
     def plane(codes: jax.Array) -> jax.Array:
         values = mxfp4.decode_codes(codes) * scales

@@ -1,0 +1,18 @@
+"""`python -m gptoss_jax`: lists the verbs."""
+
+_VERBS = {
+    "generate": "answer a prompt, streaming",
+    "convert": "between checkpoint layouts; write a synthetic checkpoint",
+    "bench": "measure the model on this machine",
+}
+
+
+def main() -> None:
+    """Prints what there is to run."""
+    print("usage: python -m gptoss_jax.VERB --help\n\nverbs:")
+    for verb, purpose in _VERBS.items():
+        print(f"  {verb:<10} {purpose}")
+
+
+if __name__ == "__main__":
+    main()

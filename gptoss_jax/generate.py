@@ -1,0 +1,176 @@
+"""`python -m gptoss_jax.generate`: one answer, streamed."""
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from gptoss_jax import cli
+from gptoss_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from gptoss_jax.inference.completion import Completion, Turn
+
+_EXAMPLES = [
+    '--checkpoint ~/gpt-oss-20b "Why is the sky blue?"',
+    "--checkpoint ~/gpt-oss-20b --reasoning-effort high --show-reasoning - < question.txt",
+]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    parser = cli.parser("generate", "Answers a prompt with gpt-oss, streaming to stdout.", _EXAMPLES)
+    model = parser.add_argument_group("Model")
+    model.add_argument(
+        "--checkpoint", metavar="DIR", required=True, help="a checkpoint in any published layout"
+    )
+    model.add_argument("--tokenizer", metavar="FILE|DIR", help="instead of the checkpoint's own")
+    model.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="what activations are computed in (%(default)s)",
+    )
+    prompt = parser.add_argument_group("Prompt")
+    prompt.add_argument("prompt", metavar="PROMPT|-", nargs="?", help="-: read standard input")
+    prompt.add_argument("--system", metavar="TEXT", help="a system message of the chat API's kind")
+    prompt.add_argument("--developer", metavar="TEXT", help="a developer message")
+    prompt.add_argument(
+        "--raw", action="store_true", help="continue the prompt as plain text, without harmony"
+    )
+    sampling = parser.add_argument_group("Sampling")
+    fraction = cli.number(float, 0, 1)
+    sampling.add_argument("--max-tokens", type=cli.number(int, 1), default=4096, metavar="N")
+    sampling.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="X")
+    sampling.add_argument("--top-p", type=fraction, default=1.0, metavar="P")
+    sampling.add_argument("--top-k", type=cli.number(int, 0), default=0, metavar="K")
+    sampling.add_argument("--min-p", type=fraction, default=0.0, metavar="P")
+    sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
+    reasoning = parser.add_argument_group("Reasoning")
+    reasoning.add_argument(
+        "--reasoning-effort", choices=["low", "medium", "high"], default="medium"
+    )
+    reasoning.add_argument(
+        "--show-reasoning", action="store_true", help="stream the reasoning to stderr"
+    )
+    output = parser.add_argument_group("Output")
+    output.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    output.add_argument("--stats", action="store_true", help="timings on stderr")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Loads, generates, prints."""
+    began = time.perf_counter()
+    turn = _prepare(arguments)
+    load_s = time.perf_counter() - began
+    _stream(turn, arguments)
+    completion = turn.completion()
+    timings = {"load_s": load_s, **completion.timings}
+    if arguments.json:
+        shown = dataclasses.asdict(completion) | {"timings": timings}
+        print(json.dumps(shown, ensure_ascii=False))
+    elif completion.text and not completion.text.endswith("\n"):
+        print()
+    _report(completion, timings, arguments)
+    if completion.finish_reason == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _prepare(arguments: argparse.Namespace) -> "Turn":
+    text = _read_prompt(arguments)
+    # Heavy imports come after everything that can be wrong without them.
+    import jax.numpy as jnp
+
+    from gptoss_jax.checkpoint.load import load_model
+    from gptoss_jax.inference import completion
+    from gptoss_jax.inference.sampling import Sampling
+    from gptoss_jax.loading import find_tokenizer
+    from gptoss_jax.model.config import read_config
+
+    config = read_config(arguments.checkpoint)
+    tokenizer = find_tokenizer(arguments.checkpoint, config.vocab_size, arguments.tokenizer)
+    if tokenizer is None:
+        raise UserError(
+            f"{arguments.checkpoint}: no tokenizer in it, and its vocabulary of "
+            f"{config.vocab_size} is not o200k_harmony's; give one with --tokenizer"
+        )
+    if arguments.raw:
+        prompt = tokenizer.encode(text)
+    else:
+        roles = {"system": arguments.system, "developer": arguments.developer, "user": text}
+        messages = [{"role": role, "content": said} for role, said in roles.items() if said]
+        prompt = completion.render_chat(tokenizer, messages, arguments.reasoning_effort)
+    model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype))
+    sampling = Sampling.same(
+        1,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+    )
+    generator = completion.generator_for(model, tokenizer, _compile_report(arguments))
+    return completion.Turn(
+        generator, tokenizer, prompt, sampling, arguments.max_tokens, raw=arguments.raw
+    )
+
+
+def _read_prompt(arguments: argparse.Namespace) -> str:
+    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not text.strip():
+        raise UserError("the prompt is empty; give PROMPT, or - to read standard input")
+    return text
+
+
+def _compile_report(arguments: argparse.Namespace):
+    wanted = arguments.stats or sys.stderr.isatty()
+    return (lambda line: print(line, file=sys.stderr)) if wanted else None
+
+
+def _stream(turn: "Turn", arguments: argparse.Namespace) -> None:
+    def interrupt(signum, frame):
+        turn.interrupt()
+        # A second Ctrl-C does not wait for the device.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, interrupt)
+    last = None
+    for channel, text in turn:
+        if channel in ("final", "raw"):
+            if not arguments.json:
+                print(text, end="", flush=True)
+        elif arguments.show_reasoning:
+            label = "" if channel == last else f"{'' if last is None else chr(10)}[{channel}] "
+            print(cli.dimmed(label + text, sys.stderr), end="", file=sys.stderr, flush=True)
+        if channel != last and last not in (None, "final", "raw") and arguments.show_reasoning:
+            print(file=sys.stderr)
+        last = channel
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _report(completion: "Completion", timings: dict, arguments: argparse.Namespace) -> None:
+    if completion.finish_reason == "length":
+        count = completion.usage["completion_tokens"]
+        where = "" if completion.text else " before the answer began"
+        print(f"note: cut off{where} after {count} tokens; see --max-tokens", file=sys.stderr)
+    if arguments.stats:
+        usage = completion.usage
+        print(
+            f"load {timings['load_s']:.1f} s, compile {timings['compile_s']:.1f} s, prefill "
+            f"{usage['prompt_tokens']} tokens at {timings['prefill_tokens_per_second']:.1f}/s, "
+            f"decode {usage['completion_tokens']} tokens at "
+            f"{timings['decode_tokens_per_second']:.2f}/s",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    flags = build_parser()
+    given = flags.parse_args()
+    if given.prompt is None:
+        flags.error("no prompt: give PROMPT, or - to read standard input")
+    sys.exit(cli.run(main, given))

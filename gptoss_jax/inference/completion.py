@@ -1,0 +1,240 @@
+"""One conversation in, one assistant turn out."""
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.inference.generator import Generator, Timings
+from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text import StreamDecoder, Tokenizer
+from gptoss_jax.text.harmony import (
+    Delta,
+    HarmonyParser,
+    Message,
+    from_chat,
+    render_conversation,
+    to_turn,
+)
+
+DEFAULT_MAX_TOKENS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """An assistant turn.
+
+    Attributes:
+      text: the final channel (or the preamble of a turn that only calls tools).
+      reasoning: the analysis channel.
+      messages: every harmony message of the turn as a dictionary, empty fields left out.
+      finish_reason: "stop", "tool_calls", "length" or "interrupted".
+      usage: prompt_tokens, completion_tokens and total_tokens.
+      timings: compile_s, prefill_s, prefill_tokens_per_second, decode_tokens_per_second.
+    """
+
+    text: str
+    reasoning: str
+    messages: list[dict[str, Any]]
+    finish_reason: str
+    usage: dict[str, int]
+    timings: dict[str, float]
+
+
+class Turn:
+    """An assistant turn under way: iterate for its text as it comes, then ask for `completion`.
+
+    Not done here: running tools, more than one conversation at a time.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int,
+        *,
+        raw: bool = False,
+    ):
+        """Prepares a turn.
+
+        Args:
+          generator: the model and its programs.
+          tokenizer: its tokenizer.
+          prompt: token ids.
+          sampling: for a batch of one.
+          max_tokens: at most this many are generated.
+          raw: no harmony: the output is plain text, special tokens shown by name.
+        """
+        self._generator = generator
+        self._tokenizer = tokenizer
+        self._parser = None if raw else HarmonyParser(tokenizer)
+        self._decoder = StreamDecoder(tokenizer)
+        self._raw_text: list[str] = []
+        self._prompt = prompt
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._last_id: int | None = None
+        self._generated = 0
+        self._interrupted = False
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yields (channel, text): channel "final", "analysis", "commentary" or "raw"."""
+        for tokens_1S in self._generator.run([self._prompt], self._sampling, self._max_tokens):
+            for token in tokens_1S[0].tolist():
+                yield from self._push(token)
+            if self._interrupted:
+                break
+        yield from self._finish()
+
+    def interrupt(self) -> None:
+        """Ends the turn after the device call under way, with what was generated until then."""
+        self._interrupted = True
+
+    def _push(self, token: int) -> Iterator[tuple[str, str]]:
+        self._last_id = token
+        self._generated += 1
+        if self._parser is not None:
+            yield from map(_shown, filter(_is_delta, self._parser.push(token)))
+        elif token not in self._tokenizer.stop_ids:
+            yield from self._raw(self._decoder.push(token))
+
+    def _finish(self) -> Iterator[tuple[str, str]]:
+        if self._parser is not None:
+            yield from map(_shown, filter(_is_delta, self._parser.finish()))
+        else:
+            yield from self._raw(self._decoder.finish())
+
+    def _raw(self, text: str) -> Iterator[tuple[str, str]]:
+        if text:
+            self._raw_text.append(text)
+            yield "raw", text
+
+    def completion(self) -> Completion:
+        """The turn so far; complete once iteration has ended."""
+        messages = [] if self._parser is None else self._parser.messages
+        turn = to_turn(messages)
+        prompt_tokens = len(self._prompt)
+        return Completion(
+            text=turn.content if self._parser else "".join(self._raw_text),
+            reasoning=turn.reasoning,
+            messages=[_as_dict(message) for message in messages],
+            finish_reason=self._finish_reason(bool(turn.tool_calls)),
+            usage={
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": self._generated,
+                "total_tokens": prompt_tokens + self._generated,
+            },
+            timings=_as_timings(self._generator.timings),
+        )
+
+    def _finish_reason(self, calls_tool: bool) -> str:
+        if self._last_id in self._tokenizer.stop_ids:
+            return "tool_calls" if calls_tool else "stop"
+        return "interrupted" if self._interrupted else "length"
+
+
+def _is_delta(event: Any) -> bool:
+    return isinstance(event, Delta)
+
+
+def _shown(delta: Delta) -> tuple[str, str]:
+    if delta.recipient is not None or delta.channel == "commentary":
+        return "commentary", delta.text
+    return "analysis" if delta.channel == "analysis" else "final", delta.text
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(message).items() if v not in (None, False)}
+
+
+def _as_timings(timings: Timings) -> dict[str, float]:
+    return {
+        "compile_s": timings.compile_s,
+        "prefill_s": timings.prefill_s,
+        "prefill_tokens_per_second": timings.prefill_tokens_per_second,
+        "decode_tokens_per_second": timings.decode_tokens_per_second,
+    }
+
+
+def render_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    reasoning_effort: str | None = None,
+) -> list[int]:
+    """Prompt ids of a conversation in the chat API's form, today's date in its system message.
+
+    Raises:
+      HarmonyError: a message is not of that form, or the effort is not low, medium or high.
+    """
+    conversation = from_chat(
+        messages,
+        effort=reasoning_effort or "medium",  # pyright: ignore[reportArgumentType]
+        current_date=datetime.date.today().isoformat(),
+    )
+    return render_conversation(tokenizer, conversation)
+
+
+def generator_for(
+    model: GptOss, tokenizer: Tokenizer, report: Callable[[str], None] | None = None
+) -> Generator:
+    """A generator that stops and samples as the tokenizer says."""
+    banned = tokenizer.unsampleable_ids(model.config.vocab_size)
+    return Generator(model, sorted(tokenizer.stop_ids), banned, report)
+
+
+def complete(
+    model: GptOss,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    reasoning_effort: str | None = None,
+) -> Completion:
+    """Answers a conversation.
+
+    Args:
+      model: from `load`.
+      tokenizer: from `load`.
+      messages: dictionaries with "role" and "content" (and what the chat API allows beside them).
+      max_tokens: at most this many tokens are generated, reasoning included.
+      temperature: 0 is greedy.
+      top_p: the smallest set of tokens that holds this much probability.
+      top_k: the k likeliest tokens; 0 for all.
+      min_p: tokens at least this fraction as likely as the likeliest.
+      seed: with a token's position, all that its random numbers depend on.
+      reasoning_effort: low, medium (the default) or high.
+
+    Raises:
+      UserError: a sampling value out of range, or a prompt that leaves no room to answer.
+      HarmonyError: a message is not of the chat API's form.
+    """
+    check_sampling(temperature, top_p, top_k, min_p)
+    prompt = render_chat(tokenizer, messages, reasoning_effort)
+    sampling = Sampling.same(
+        1, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
+    )
+    turn = Turn(generator_for(model, tokenizer), tokenizer, prompt, sampling, max_tokens)
+    for _ in turn:
+        pass
+    return turn.completion()
+
+
+def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
+    """Raises a UserError that names a sampling value out of its range."""
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1")
+    if top_k < 0:
+        raise UserError(f"top_k is {top_k}; it must be 0 (all tokens) or more")
+    if not 0 <= min_p <= 1:
+        raise UserError(f"min_p is {min_p}; it must lie in 0..1")

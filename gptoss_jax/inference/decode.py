@@ -1,0 +1,115 @@
+"""The device's part of generation: a prefill chunk, and several decoded tokens a call."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gptoss_jax.inference.sampling import Sampling, sample
+from gptoss_jax.model.cache import Cache
+from gptoss_jax.model.transformer import GptOss
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A batch of sequences between calls.
+
+    Attributes:
+      cache: everything but the newest token of each sequence.
+      token_B: int32, the newest token, not yet in the cache.
+      done_B: bool, sequences that stopped; their rows cost no expert and their cache rests.
+    """
+
+    cache: Cache
+    token_B: jax.Array
+    done_B: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What ends a sequence and what may be in it.
+
+    Attributes:
+      sampling: see there.
+      banned_V: bool, ids never sampled.
+      stops_V: bool, ids that end a sequence.
+      limit_B: int32, the number of positions, prompt included, at which a sequence ends.
+    """
+
+    sampling: Sampling
+    banned_V: jax.Array
+    stops_V: jax.Array
+    limit_B: jax.Array
+
+
+def start(model: GptOss, batch: int, capacity: int) -> State:
+    """Empty sequences with room for `capacity` positions."""
+    cache = model.empty_cache(batch, capacity)
+    return State(cache, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def prefill(
+    model: GptOss, tokens_BT: jax.Array, added_B: jax.Array, state: State, rules: Rules
+) -> State:
+    """Appends a chunk of prompts; a row whose prompt ends in it gets its first sampled token.
+
+    Args:
+      model: the network.
+      tokens_BT: int32, padded on the right.
+      added_B: int32, how many of each row are real.
+      state: donated.
+      rules: see there.
+    """
+    logits_BV, cache = model.extend(tokens_BT, added_B, state.cache)
+    sampled_B = sample(logits_BV, rules.sampling, cache.length_B, rules.banned_V)
+    token_B = jnp.where(added_B > 0, sampled_B, state.token_B)
+    return State(cache, token_B, _is_done(token_B, cache.length_B, rules))
+
+
+def _is_done(token_B: jax.Array, length_B: jax.Array, rules: Rules) -> jax.Array:
+    """Whether the newest token, which will take position `length`, is the last."""
+    return rules.stops_V[token_B] | (length_B + 1 >= rules.limit_B)
+
+
+@functools.partial(jax.jit, static_argnames="most", donate_argnames="state")
+def decode(
+    model: GptOss, state: State, rules: Rules, steps: jax.Array, *, most: int
+) -> tuple[State, jax.Array]:
+    """Decodes up to `steps` tokens of each sequence without coming back to the host.
+
+    Args:
+      model: the network.
+      state: donated.
+      rules: see there.
+      steps: int32 scalar, at most `most`: how many tokens this call makes is no new program.
+      most: size of the buffer.
+
+    Returns:
+      (the new state, int32 [B, most] tokens; -1 where a sequence was done).
+    """
+
+    def unfinished(carry):
+        index, state, _ = carry
+        return (index < steps) & ~state.done_B.all()
+
+    def step(carry):
+        index, state, out_BS = carry
+        going_B = ~state.done_B
+        logits_BV, cache = model.extend(
+            state.token_B[:, None], going_B.astype(jnp.int32), state.cache
+        )
+        sampled_B = sample(logits_BV, rules.sampling, cache.length_B, rules.banned_V)
+        token_B = jnp.where(going_B, sampled_B, state.token_B)
+        column_B1 = jnp.where(going_B, sampled_B, -1)[:, None]
+        out_BS = jax.lax.dynamic_update_slice_in_dim(out_BS, column_B1, index, axis=1)
+        done_B = state.done_B | _is_done(token_B, cache.length_B, rules)
+        return index + 1, State(cache, token_B, done_B), out_BS
+
+    batch = state.token_B.shape[0]
+    carry = (jnp.int32(0), state, jnp.full((batch, most), -1, jnp.int32))
+    _, state, out_BS = jax.lax.while_loop(unfinished, step, carry)
+    return state, out_BS

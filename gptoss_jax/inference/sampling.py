@@ -1,0 +1,97 @@
+"""Choosing the next token, on the device."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["temperature_B", "top_p_B", "top_k_B", "min_p_B", "seed_B"],
+    meta_fields=["filtered"],
+)
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How each sequence of a batch is sampled.
+
+    Attributes:
+      temperature_B: float32; 0 is greedy.
+      top_p_B: float32; the smallest set of tokens that holds this much probability (1: all).
+      top_k_B: int32; the k most likely tokens (0: all).
+      min_p_B: float32; tokens at least this fraction as likely as the likeliest (0: all).
+      seed_B: uint32; with the token's position, all that its random numbers depend on.
+      filtered: static, whether any row filters at all: a sort of the vocabulary otherwise saved.
+    """
+
+    temperature_B: jax.Array
+    top_p_B: jax.Array
+    top_k_B: jax.Array
+    min_p_B: jax.Array
+    seed_B: jax.Array
+    filtered: bool
+
+    @staticmethod
+    def same(
+        batch: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int = 0,
+    ) -> "Sampling":
+        """The same for every row, except the seed, which is `seed` plus the row."""
+        return Sampling(
+            jnp.full((batch,), temperature, jnp.float32),
+            jnp.full((batch,), top_p, jnp.float32),
+            jnp.full((batch,), top_k, jnp.int32),
+            jnp.full((batch,), min_p, jnp.float32),
+            jnp.asarray((seed + np.arange(batch)) % 2**32, jnp.uint32),
+            filtered=top_p < 1.0 or top_k > 0 or min_p > 0.0,
+        )
+
+
+def sample(
+    logits_BV: jax.Array, sampling: Sampling, position_B: jax.Array, banned_V: jax.Array
+) -> jax.Array:
+    """int32 [B] tokens from float32 logits [B, V].
+
+    Args:
+      logits_BV: unnormalised scores.
+      sampling: see there. Filters apply to the tempered distribution: top-k, then top-p over what
+        is left, then min-p.
+      position_B: the position each sampled token will have.
+      banned_V: bool; ids that have no token string and must never be chosen.
+    """
+    logits_BV = jnp.where(banned_V[None], -jnp.inf, logits_BV)
+    greedy_B = jnp.argmax(logits_BV, axis=-1)
+    greedy = sampling.temperature_B == 0
+    scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
+    if sampling.filtered:
+        scaled_BV = jnp.where(scaled_BV >= _threshold(scaled_BV, sampling), scaled_BV, -jnp.inf)
+    noise_BV = jax.vmap(functools.partial(_noise, logits_BV.shape[-1]))(sampling.seed_B, position_B)
+    sampled_B = jnp.argmax(scaled_BV + noise_BV, axis=-1)
+    return jnp.where(greedy, greedy_B, sampled_B).astype(jnp.int32)
+
+
+def _noise(size: int, seed: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (size,))
+
+
+def _threshold(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:
+    """float32 [B, 1]: the least score that every filter keeps (ties are kept)."""
+    sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
+    size = sorted_BV.shape[-1]
+    rank_BV = jnp.arange(size)[None]
+    top_k_B = jnp.where(sampling.top_k_B > 0, sampling.top_k_B, size)
+    kept_BV = rank_BV < top_k_B[:, None]
+    p_BV = jax.nn.softmax(jnp.where(kept_BV, sorted_BV, -jnp.inf), axis=-1)
+    # A token stays while those before it do not reach top_p, so the first always does.
+    before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
+    top_p_B = jnp.where(sampling.top_p_B < 1, sampling.top_p_B, jnp.inf)
+    kept_BV &= (before_BV < top_p_B[:, None]) | (rank_BV == 0)
+    kept_BV &= p_BV >= sampling.min_p_B[:, None] * p_BV[:, :1]
+    return jnp.where(kept_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)

@@ -1,0 +1,92 @@
+"""Accelerators that are not here: a mesh for their compilers, without a device.
+
+`jax.jit(f).lower(<shapes placed on such a mesh>).compile()` runs the real TPU or GPU compiler. TPU
+names need libtpu, GPU names JAX's CUDA plugin; neither needs hardware or a driver. What is compiled
+so can be inspected (`memory_analysis`, `as_text`), not run.
+"""
+
+import os
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gptoss_jax.errors import UserError
+
+# GpuTargetConfigProto fields of the devices known here; figures from the vendor's data sheets.
+_GPUS = {
+    "h100": {
+        "capability": "major: 9 minor: 0",
+        "core_count": 132,
+        "clock_rate_ghz": 1.98,
+        "memory_bandwidth": 3_352_320_000_000,
+        "device_memory_size": 84_942_979_072,
+        "l2_cache_size": 52_428_800,
+        "shared_memory_per_block_optin": 232_448,
+        "shared_memory_per_core": 233_472,
+        "description": "NVIDIA H100 80GB HBM3",
+    }
+}
+_GPU_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: {shared_memory_per_block_optin}
+  shared_memory_per_core: {shared_memory_per_core}
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  core_count: {core_count} fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {memory_bandwidth} l2_cache_size: {l2_cache_size}
+  clock_rate_ghz: {clock_rate_ghz} device_memory_size: {device_memory_size}
+  cuda_compute_capability {{ {capability} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{description}"
+"""
+
+
+def mesh_of(name: str, num_devices: int = 1) -> Mesh:
+    """A mesh of the first devices of a topology, one axis "data".
+
+    Args:
+      name: a TPU slice ("v5e:1x1", "v6e:2x2", "v5p:1x1x1", "tpu7x:1x1x1") or a GPU ("h100:1").
+      num_devices: how many of its devices.
+
+    Raises:
+      UserError: the name is unknown or its compiler is not installed.
+    """
+    devices = _devices(name)
+    if len(devices) < num_devices:
+        raise UserError(f"{name} has {len(devices)} devices, not {num_devices}")
+    return jax.make_mesh((num_devices,), ("data",), devices=devices[:num_devices])
+
+
+def _devices(name: str):
+    kind, _, shape = name.partition(":")
+    try:
+        if kind in _GPUS:
+            target = _GPU_TARGET.format(**_GPUS[kind])
+            topology = topologies.get_topology_desc(
+                "", "cuda", target_config=target, topology=f"1x1x{shape}"
+            )
+        else:
+            # Asks no metadata server which slice this machine belongs to: it belongs to none.
+            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+            # libtpu's lock guards a device; there is none.
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+            topology = topologies.get_topology_desc(name, "tpu")
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        extra = "gpu" if kind in _GPUS else "tpu"
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"no compiler for {name} ({reason}); install gptoss_jax[{extra}]"
+        ) from None
+    return topology.devices
+
+
+def on_mesh(tree, mesh: Mesh):
+    """The shapes of a tree of arrays or shapes, replicated on a mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
