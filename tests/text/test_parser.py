@@ -14,7 +14,7 @@ from gptoss_jax.text.harmony import (
     to_turn,
 )
 
-FEW = hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
+FEW = hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
 JSON = "<|constrain|>json"
 
 
@@ -134,7 +134,11 @@ MALFORMED = {
     ],
     "<|channel|>so we go<|message|>hi<|return|>": [odd("so we go"), odd("hi")],
     "<|channel|>analysis<|channel|>final<|message|>hi<|return|>": [a("hi", "final")],
-    # Tool calls (complaint 3): the analysis channel, no `to=`, no channel.
+    "<|channel|>final<|channel|>thoughts<|message|>hi<|return|>": [
+        a("hi", "final", content_type="thoughts")
+    ],
+    "<|channel|>final ok <|constrain|>then to=x<|return|>": [odd(" ok then to=x", "final")],
+    # Tool calls: the analysis channel, no `to=`, no channel.
     f"<|channel|>analysis to=functions.f {JSON}<|message|>{{}}<|call|>": [
         call("{}", channel="analysis")
     ],
@@ -276,6 +280,22 @@ def test_text_streams_token_by_token(o200k, ids):
     parser = HarmonyParser(o200k)
     first = [n for n, i in enumerate(o200k.encode("word " * 30)) if parser.push(i)]
     assert first[0] < 6 and first == list(range(first[0], len(o200k.encode("word " * 30))))
+
+
+@pytest.mark.parametrize(
+    ("output", "held_back"),
+    [
+        ("<|channel|>final" + "言葉を続ける" * 40, 80),
+        ('<|channel|>final{"a": 1, "b": 2}', 2),
+        ("<|channel|>final\n\nHello there", 2),
+        (" to=" + "functions" * 200, 70),
+        ("<|channel|>final" + "<|constrain|>" * 200 + "x", 70),
+    ],
+)
+def test_a_header_that_never_ends_is_bounded(output, held_back, o200k, ids):
+    parser = HarmonyParser(o200k)
+    first = next(n for n, i in enumerate(ids(output)) if parser.push(i))
+    assert first <= held_back + 2
 
 
 def test_events_carry_the_header(o200k, ids):

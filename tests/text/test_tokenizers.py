@@ -97,6 +97,18 @@ def test_empty_text(tokenizer):
 
 def test_o200k_numbers(o200k):
     assert o200k.vocab_size == VOCAB_SIZE == 201_088
+    assert {i: o200k.decode([i]) for i in sorted(o200k.specials.values())} == {
+        199_998: "<|startoftext|>",
+        199_999: "<|endoftext|>",
+        200_002: "<|return|>",
+        200_003: "<|constrain|>",
+        200_005: "<|channel|>",
+        200_006: "<|start|>",
+        200_007: "<|end|>",
+        200_008: "<|message|>",
+        200_012: "<|call|>",
+        200_018: "<|endofprompt|>",
+    }
     assert o200k.stop_ids == {199_999, 200_002, 200_012}
     reserved = set(range(199_998, VOCAB_SIZE)) - set(SPECIALS.values())
     assert set(o200k.unsampleable_ids(VOCAB_SIZE).tolist()) == reserved

@@ -86,7 +86,9 @@ def is_content_by_now(parts: Sequence[tuple[Part, str]], role: str | None, token
     """Whether a header without a `<|message|>` so far should be taken for content."""
     if tokens > _MAX_TOKENS:
         return True
-    rest = read_header(parts, role, complete=False).rest.strip()
+    rest = read_header(parts, role, complete=False).rest
+    if not rest.strip():
+        return False
     return (
         len(rest) > _MAX_REST_CHARS
         or len(rest.split()) > _MAX_REST_WORDS

@@ -160,6 +160,7 @@ class HarmonyParser:
         elif self._parts is not None:
             part: Part = "channel" if kind == CHANNEL else "constrain"
             self._parts.append((part, ""))
+            self._header_grew()
         elif kind == CHANNEL:
             # <|end|><|start|>assistant left out.
             role = self._open.header.role if self._open else "assistant"
@@ -200,13 +201,16 @@ class HarmonyParser:
         if self._parts is not None:
             part, before = self._parts[-1]
             self._parts[-1] = (part, before + text)
-            self._header_tokens += 1
-            if odd or is_content_by_now(self._parts, self._role, self._header_tokens):
-                self._give_up_header()
+            self._header_grew()
         elif text:
             if self._open is None:
                 self._open_message(Header("assistant"), flagged=True, implicit=True)
             self._emit(text, odd)
+
+    def _header_grew(self) -> None:
+        self._header_tokens += 1
+        if self._parts and is_content_by_now(self._parts, self._role, self._header_tokens):
+            self._give_up_header()
 
     def _give_up_header(self) -> None:
         """The header has no `<|message|>`: what could not be read of it is content."""
