@@ -137,7 +137,7 @@ MALFORMED = {
     "<|channel|>final<|channel|>thoughts<|message|>hi<|return|>": [
         a("hi", "final", content_type="thoughts")
     ],
-    "<|channel|>final ok <|constrain|>then to=x<|return|>": [odd(" ok then to=x", "final")],
+    "<|channel|>final ok <|constrain|>json to=x<|return|>": [odd(" ok json to=x", "final")],
     # Tool calls: the analysis channel, no `to=`, no channel.
     f"<|channel|>analysis to=functions.f {JSON}<|message|>{{}}<|call|>": [
         call("{}", channel="analysis")
@@ -285,7 +285,7 @@ def test_text_streams_token_by_token(o200k, ids):
 @pytest.mark.parametrize(
     ("output", "held_back"),
     [
-        ("<|channel|>final" + "言葉を続ける" * 40, 80),
+        ("<|channel|>final" + "言葉を続ける" * 40, 60),
         ('<|channel|>final{"a": 1, "b": 2}', 2),
         ("<|channel|>final\n\nHello there", 2),
         (" to=" + "functions" * 200, 70),

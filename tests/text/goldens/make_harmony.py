@@ -87,6 +87,8 @@ def schemas() -> list[Any]:
         {"description": "nothing else"},
         {},
         {"type": "number", "default": 1.0},
+        {"type": "number", "default": 1e15},
+        {"type": "number", "default": 1e16},
         {"type": "number", "default": 1e20},
         {"type": "number", "default": 0.00001},
         {"type": "number", "default": 1.5e-7},
