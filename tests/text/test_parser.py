@@ -285,7 +285,8 @@ def test_text_streams_token_by_token(o200k, ids):
 @pytest.mark.parametrize(
     ("output", "held_back"),
     [
-        ("<|channel|>final" + "言葉を続ける" * 40, 60),
+        ("<|channel|>final" + "言葉を続ける" * 40, 70),
+        ("<|channel|>final" + "international" * 40, 20),
         ('<|channel|>final{"a": 1, "b": 2}', 2),
         ("<|channel|>final\n\nHello there", 2),
         (" to=" + "functions" * 200, 70),
