@@ -45,9 +45,12 @@ class Rules:
     limit_B: jax.Array
 
 
-def start(model: GptOss, batch: int, capacity: int) -> State:
-    """Empty sequences with room for `capacity` positions."""
-    cache = model.empty_cache(batch, capacity)
+def start(model: GptOss, batch: int, capacity: int, platform: str) -> State:
+    """Empty sequences with room for `capacity` positions, on a platform ("cpu", "tpu", "cuda").
+
+    XLA:CPU updates no bfloat16 in place: it would convert the whole cache and back at every token.
+    """
+    cache = model.empty_cache(batch, capacity, jnp.float32 if platform == "cpu" else None)
     return State(cache, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
 
 

@@ -102,7 +102,8 @@ class Generator:
         limit_B = jnp.asarray(np.minimum(lengths + max_tokens, limit), jnp.int32)
         rules = device.Rules(sampling, self._banned_V, self._stops_V, limit_B)
         capacity = capacity_for(int(lengths.max()), max_tokens, limit)
-        state = device.start(self.model, len(prompts), capacity)
+        (where,) = {d.platform for d in self.model.embedding_VD[...].devices()}
+        state = device.start(self.model, len(prompts), capacity, where)
         state = self._prefill(prompts, state, rules)
         yield np.asarray(state.token_B)[:, None]
         yield from self._decode(state, rules)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptoss_jax.kernels.dense import dense
+from gptoss_jax.kernels.embedding import embed
 from gptoss_jax.model.attention import Attention, Rotation, normal
 from gptoss_jax.model.cache import Cache, LayerCache
 from gptoss_jax.model.config import Config
@@ -85,9 +86,17 @@ class GptOss(nnx.Module):
         """float32 logits [B, T, V] of int32 tokens [B, T], each row from position 0."""
         return self._unembed(self._hidden(tokens_BT))
 
-    def empty_cache(self, batch: int, capacity: int) -> Cache:
-        """A cache for `batch` sequences of up to `capacity` positions, in the compute dtype."""
-        return Cache.empty(self.config, batch, capacity, self.dtype)
+    def empty_cache(
+        self, batch: int, capacity: int, dtype: jnp.dtype | None = None
+    ) -> Cache:
+        """A cache for `batch` sequences of up to `capacity` positions.
+
+        Args:
+          batch: B.
+          capacity: positions, the padding of the last prefill chunk included.
+          dtype: of keys and values; None: the compute dtype.
+        """
+        return Cache.empty(self.config, batch, capacity, dtype or self.dtype)
 
     def extend(
         self, tokens_BT: jax.Array, added_B: jax.Array, cache: Cache
@@ -116,7 +125,7 @@ class GptOss(nnx.Module):
         return self._unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
 
     def _embed(self, tokens_BT):
-        return self.embedding_VD[...][tokens_BT].astype(self.dtype)
+        return embed(self.embedding_VD[...], tokens_BT).astype(self.dtype)
 
     def _hidden(self, tokens_BT):
         position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)

@@ -20,8 +20,8 @@ def attend(
 
     Args:
       q_BTNH: queries, rotated.
-      k_BKHS: keys, rotated; same dtype as q.
-      v_BKHS: values.
+      k_BKHS: keys, rotated.
+      v_BKHS: values, in the keys' dtype, which is what is multiplied in.
       sinks_N: one logit a query head, any float dtype.
       mask_BTS: bool, True where the query may see the key. A query that sees none yields zero.
 
@@ -31,8 +31,8 @@ def attend(
     batch, queries, heads, head_dim = q_BTNH.shape
     kv_heads = k_BKHS.shape[1]
     groups = heads // kv_heads
-    precision = precision_of(q_BTNH.dtype)
-    q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, groups, head_dim)
+    precision = precision_of(k_BKHS.dtype)
+    q_BTKGH = q_BTNH.astype(k_BKHS.dtype).reshape(batch, queries, kv_heads, groups, head_dim)
     scores = jnp.einsum(
         "BTKGH,BKHS->BKGTS",
         q_BTKGH,

@@ -110,8 +110,9 @@ def attend_cache(
     batch, queries, heads, head_dim = q_BTNH.shape
     kv_heads, keys = k_BKHS.shape[1], k_BKHS.shape[-1]
     shape = (batch, kv_heads, heads // kv_heads, queries)
-    q_BTKGH = q_BTNH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    precision = precision_of(q_BTNH.dtype)
+    q_BTKGH = q_BTNH.astype(k_BKHS.dtype)
+    q_BTKGH = q_BTKGH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
+    precision = precision_of(k_BKHS.dtype)
     block = min(_KEY_BLOCK, keys)
 
     def body(index, carry):

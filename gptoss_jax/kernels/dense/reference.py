@@ -17,6 +17,9 @@ def dense(x_RD: jax.Array, w_OD: jax.Array, bias_O: jax.Array | None = None) -> 
     Returns:
       float32 [R, O]. Weight and rows are multiplied in the compute dtype.
     """
+    if w_OD.dtype != x_RD.dtype:
+        # Tied to the rows, else XLA takes the conversion out of a decode loop and keeps its result.
+        w_OD, x_RD = jax.lax.optimization_barrier((w_OD, x_RD))
     y_RO = jnp.einsum(
         "RD,OD->RO",
         x_RD,

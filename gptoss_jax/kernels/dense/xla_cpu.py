@@ -15,6 +15,8 @@ def dense(x_RD: jax.Array, w_OD: jax.Array, bias_O: jax.Array | None = None) -> 
     """As the reference, holding no more than one float32 tile of a bfloat16 weight."""
     if w_OD.dtype == jnp.float32:
         return reference.dense(x_RD, w_OD, bias_O)
+    # Tied to the rows, else XLA takes the conversion out of the decode loop and keeps its result.
+    w_OD, x_RD = jax.lax.optimization_barrier((w_OD, x_RD))
     x_RD = x_RD.astype(jnp.float32)  # products of two bfloat16 are exact in float32
     few = x_RD.shape[0] <= _FEW_ROWS
     y_RO = jnp.stack([_one_row(x_D, w_OD) for x_D in x_RD]) if few else _tiled(x_RD, w_OD)
@@ -30,14 +32,14 @@ def _tiled(x_RD: jax.Array, w_OD: jax.Array) -> jax.Array:
     tile = min(outputs, max(1, _TILE // inputs))
     tiles = -(-outputs // tile)
 
-    def one(index):
-        # The last tile is moved back to end with the weight; its overlap is written twice.
-        w = jax.lax.dynamic_slice_in_dim(w_OD, jnp.minimum(index * tile, outputs - tile), tile)
-        return reference.dense(x_RD, w)
-
     def body(index, y_RO):
+        # The last tile is moved back to end with the weight; its overlap is written twice. Tied to
+        # the index, else XLA converts the whole weight before the loop and slices that.
         start = jnp.minimum(index * tile, outputs - tile)
-        return jax.lax.dynamic_update_slice_in_dim(y_RO, one(index), start, axis=1)
+        w, start = jax.lax.optimization_barrier((w_OD, start))
+        w = jax.lax.dynamic_slice_in_dim(w, start, tile)
+        y = reference.dense(x_RD, w.astype(jnp.float32))
+        return jax.lax.dynamic_update_slice_in_dim(y_RO, y, start, axis=1)
 
     empty = jnp.zeros((x_RD.shape[0], outputs), jnp.float32)
     return jax.lax.fori_loop(0, tiles, body, empty)
