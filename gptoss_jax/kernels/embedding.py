@@ -1,5 +1,7 @@
 """Rows of an embedding table."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,7 +9,7 @@ from jax import lax
 
 def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     """table[tokens]: [B, T, D] in the table's dtype."""
-    return lax.platform_dependent(table_VD, tokens_BT, cpu=_cpu, default=_gather)
+    return lax.platform_dependent(table_VD, tokens_BT, cpu=_cpu, tpu=_tpu, default=_gather)
 
 
 def _gather(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
@@ -24,3 +26,14 @@ def _cpu(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     table_VD, tokens_BT = lax.optimization_barrier((table_VD, tokens_BT))
     words_BTD = lax.bitcast_convert_type(table_VD, jnp.uint16)[tokens_BT]
     return lax.bitcast_convert_type(words_BTD, jnp.bfloat16)
+
+
+def _tpu(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """A row at a time: for a gather XLA:TPU copies the table (1.16 GB) into another layout.
+
+    By default it lays [201088, 2880] out with the vocabulary minor, which pads nothing. A row read
+    so takes 4.4 us on v5e by the compiler's estimate.
+    """
+    row = functools.partial(lax.dynamic_index_in_dim, table_VD, keepdims=False)
+    rows_RD = lax.map(row, tokens_BT.reshape(-1))
+    return rows_RD.reshape(*tokens_BT.shape, -1)
