@@ -67,10 +67,16 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from gptoss_jax.checkpoint.convert import convert
+    from gptoss_jax.checkpoint.load import load_model
+    from gptoss_jax.checkpoint.output import check_new
+    from gptoss_jax.checkpoint.save import packs_experts, save_model
 
     source, directory = arguments.paths
-    convert(source, directory, arguments.to)
+    check_new(directory)  # refused now, not after minutes of reading
+    model = load_model(source)
+    if arguments.to in ("hf", "original") and not packs_experts(model):
+        print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
+    save_model(model, arguments.to, directory, source=source)
 
 
 if __name__ == "__main__":

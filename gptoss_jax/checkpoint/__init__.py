@@ -9,4 +9,5 @@ synthetic.py           checkpoints of any size with random weights
 """
 
 from gptoss_jax.checkpoint.load import load_model as load_model
+from gptoss_jax.checkpoint.save import save_model as save_model
 from gptoss_jax.checkpoint.synthetic import write_synthetic as write_synthetic

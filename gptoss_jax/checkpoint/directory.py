@@ -80,7 +80,7 @@ def _entries(directory: Path) -> dict[str, Entry]:
         raise UserError(f"{directory}: no such directory")
     files = sorted(directory.glob("model*.safetensors"))
     index = directory / INDEX
-    placed = _read_index(index, files) if index.exists() else None
+    placed = _read_index(index, files) if index.exists() else {}
     if not files:
         hint = "; its original/ folder does" if (directory / "original").is_dir() else ""
         raise UserError(f"{directory}: holds no model*.safetensors and no {ORBAX_FOLDER}/{hint}")
@@ -89,11 +89,11 @@ def _entries(directory: Path) -> dict[str, Entry]:
         for name, entry in read_header(file).items():
             if name in entries:
                 raise UserError(f"{file}: tensor {name!r} is also in {entries[name].file.name}")
-            if placed is not None and placed.get(name) != file.name:
+            if placed and placed.get(name) != file.name:
                 where = f"in {placed[name]}" if name in placed else "nowhere"
                 raise UserError(f"{file}: tensor {name!r}: {INDEX} places it {where}")
             entries[name] = entry
-    for name in (placed or {}).keys() - entries.keys():
+    for name in sorted(placed.keys() - entries.keys()):
         raise UserError(f"{directory / placed[name]}: tensor {name!r} is missing; {INDEX} has it")
     return entries
 
@@ -157,5 +157,5 @@ def _problems(rules: list[Rule], entries: dict[str, Entry], directory: Path) -> 
         elif entry.shape != tensor.shape:
             shapes = f"{list(entry.shape)}, not {list(tensor.shape)}"
             yield f"{entry.file}: tensor {name!r}: shape {shapes} as config.json has it"
-    for name in entries.keys() - expected.keys():
+    for name in sorted(entries.keys() - expected.keys()):
         yield f"{entries[name].file}: tensor {name!r}: config.json has no place for it"

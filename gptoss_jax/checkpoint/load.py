@@ -1,26 +1,24 @@
 """Reads a checkpoint of any layout into a model, streaming."""
 
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptoss_jax.checkpoint import recode
-from gptoss_jax.checkpoint.directory import Checkpoint, is_orbax, open_checkpoint
-from gptoss_jax.checkpoint.parameters import Target, aligned_empty, parameter
+from gptoss_jax.checkpoint import orbax_dir
+from gptoss_jax.checkpoint.directory import is_orbax, open_checkpoint
+from gptoss_jax.checkpoint.parameters import Target, parameter
 from gptoss_jax.checkpoint.progress import bar, chunks, in_order
-from gptoss_jax.checkpoint.rules import Part, Rule
-from gptoss_jax.checkpoint.safetensors_file import DTYPES, Entry, read_rows
-from gptoss_jax.errors import UserError
+from gptoss_jax.checkpoint.source import Reading, Source, safetensors_source
 from gptoss_jax.model.transformer import GptOss, abstract
-from gptoss_jax.mxfp4 import MXFP4
 
-_NAN_SCALE = 255
+# What a chunk does in the reader's thread once it is filled: places it on the device, and tells how
+# many bytes are done.
+_Placing = Callable[[], int]
 
 
 def load_model(
@@ -46,75 +44,57 @@ def load_model(
       UserError: one line that names the file and the tensor.
       OSError: a file that cannot be read.
     """
-    directory = Path(path)
+    source = open_source(Path(path))
     sharding = None if mesh is None else NamedSharding(mesh, P())
-    checkpoint = open_checkpoint(directory)
     model = abstract(
-        checkpoint.config,
+        source.config,
         dtype=dtype,
-        param_dtype=DTYPES[checkpoint.dtype],
-        packed_experts=checkpoint.packed_experts,
+        param_dtype=source.dtype,
+        packed_experts=source.packed_experts,
     )
-    total = sum(entry.nbytes for entry in checkpoint.entries.values())
+    total = sum(reading.nbytes for reading in source.readings)
     with bar(total, "loading", shown=progress) as shown:
-        for done in in_order(_jobs(checkpoint, model, sharding)):
-            shown.update(done())
+        for place in in_order(_jobs(source, model, sharding)):
+            shown.update(place())
     return model
 
 
-# A job fills a buffer in a thread; what it returns is called in order in the reader's thread,
-# places the buffer on the device and tells how many bytes of the files are done.
-_Placed = Callable[[], int]
+def open_source(directory: Path) -> Source:
+    """Detects the layout and checks every header; reads no weights. Raises as `load_model` does."""
+    if is_orbax(directory):
+        return orbax_dir.source(directory)
+    return safetensors_source(open_checkpoint(directory))
 
 
 def _jobs(
-    checkpoint: Checkpoint, model: GptOss, sharding: jax.sharding.Sharding | None
-) -> Iterator[Callable[[], _Placed]]:
-    for rule in checkpoint.rules:
-        entries = [checkpoint.entries[tensor.name] for tensor in rule.tensors]
-        for part in rule.parts:
-            yield from _part_jobs(rule, part, entries, model, sharding)
+    source: Source, model: GptOss, sharding: jax.sharding.Sharding | None
+) -> Iterator[Callable[[], _Placing]]:
+    for reading in source.readings:
+        param = parameter(model, reading.path)
+        likes, treedef = jax.tree.flatten(param.get_value())
+        targets = [Target(like, sharding) for like in likes]
+
+        def finish(param: nnx.Param = param, treedef=treedef, targets=targets) -> None:
+            param.set_value(jax.tree.unflatten(treedef, [target.finish() for target in targets]))
+
+        for first, rows in chunks(reading.rows, reading.nbytes):
+            yield _job(reading, targets, first, rows, finish)
 
 
-def _part_jobs(rule: Rule, part: Part, entries: list[Entry], model: GptOss, sharding):
-    param = parameter(model, part.path)
-    targets = [Target(like, sharding) for like in jax.tree.leaves(param.get_value())]
-    nbytes = entries[0].nbytes * part.rows // max(1, entries[0].shape[0])
-    pieces = list(chunks(part.rows, nbytes))
-    for first, rows in pieces:
-        last = first + rows == part.rows
+def _job(
+    reading: Reading, targets: list[Target], first: int, rows: int, finish: Callable[[], None]
+) -> Callable[[], _Placing]:
+    def fill() -> _Placing:
+        buffers = [target.slice(first, rows) for target in targets]
+        reading.fill(first, buffers)
 
-        def fill(first: int = first, rows: int = rows, last: bool = last) -> _Placed:
-            buffers = [target.slice(first, rows) for target in targets]
-            for entry, out in zip(entries, buffers, strict=True):
-                _read(entry, part.first + first, out, rule.interleaved)
+        def place() -> int:
+            for target, buffer in zip(targets, buffers, strict=True):
+                target.write(first, buffer)
+            if first + rows == reading.rows:
+                finish()
+            return reading.nbytes // reading.rows * rows
 
-            def place() -> int:
-                for target, buffer in zip(targets, buffers, strict=True):
-                    target.write(first, buffer)
-                if last:
-                    arrays = [target.finish() for target in targets]
-                    param.set_value(MXFP4(*arrays) if rule.packed else arrays[0])
-                return sum(entry.nbytes // entry.shape[0] * rows for entry in entries)
+        return place
 
-            return place
-
-        yield fill
-
-
-def _read(entry: Entry, first: int, out: np.ndarray, interleaved: bool) -> None:
-    """Rows of a published tensor, from `first`, into `out` in memory's order."""
-    packed = entry.dtype == "U8"
-    if not packed and not interleaved:
-        read_rows(entry, first, out)
-        return
-    raw = aligned_empty((len(out), *entry.shape[1:]), DTYPES[entry.dtype])
-    read_rows(entry, first, raw)
-    if not packed:
-        recode.gates_first(raw, out)
-    elif len(entry.shape) == 4:
-        recode.recode_blocks(raw, out, interleaved=interleaved)
-    else:
-        if (raw == _NAN_SCALE).any():
-            raise UserError(f"{entry.file}: tensor {entry.name!r}: a scale byte 255 (NaN)")
-        recode.recode_scales(raw, out, interleaved=interleaved)
+    return fill

@@ -32,14 +32,15 @@ GENERATION_CONFIG = {
 Chunks = Callable[[Tensor], Iterable[np.ndarray]]
 
 
-def create(directory: Path) -> None:
-    """Makes the directory.
-
-    Raises:
-      UserError: it exists and is not empty.
-    """
+def check_new(directory: Path) -> None:
+    """Raises a UserError if the directory exists and is not empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists and is not empty; give a new directory")
+
+
+def create(directory: Path) -> None:
+    """Makes the directory, or takes an empty one; see `check_new`."""
+    check_new(directory)
     directory.mkdir(parents=True, exist_ok=True)
 
 

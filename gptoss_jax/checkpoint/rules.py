@@ -41,7 +41,7 @@ def whole(tensor: Tensor, path: str, *, interleaved: bool = False) -> Rule:
     return Rule((tensor,), (Part(path, 0, tensor.shape[0]),), interleaved)
 
 
-def packed(blocks: str, scales: str, path: str, shape: tuple[int, int, int], interleaved: bool):
+def packed(blocks: str, scales: str, path: str, shape: tuple[int, ...], interleaved: bool) -> Rule:
     """The rule of an MXFP4 weight of logical shape [E, K, N]; published as [E, N, K/32, 16]."""
     experts, k, n = shape
     tensors = (

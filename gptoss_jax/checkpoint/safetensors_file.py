@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -93,13 +93,13 @@ def _parse(text: bytes, file: Path) -> dict[str, Any]:
 
 
 def _entry(name: str, raw: Any, file: Path, data_start: int) -> Entry:
+    broken = UserError(f"{file}: tensor {name!r}: a broken header entry")
     try:
         dtype, shape, (start, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
     except (TypeError, KeyError, ValueError):
-        whole = False
-    if not whole:
-        raise UserError(f"{file}: tensor {name!r}: a broken header entry")
+        raise broken from None
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+        raise broken
     if dtype not in _SIZES:
         raise UserError(f"{file}: tensor {name!r}: unknown dtype {dtype!r}")
     entry = Entry(name, shape, dtype, file, data_start + start)
@@ -133,7 +133,7 @@ def read_rows(entry: Entry, first: int, out: np.ndarray) -> None:
       UserError: the file ends early.
     """
     row = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
-    left = memoryview(out.reshape(-1).view(np.uint8))
+    left = memoryview(out.reshape(-1).view(np.uint8).data)
     with entry.file.open("rb", buffering=0) as stream:
         stream.seek(entry.offset + first * row)
         while left:
@@ -169,10 +169,10 @@ def write_file(
         partial.unlink(missing_ok=True)
 
 
-def _write_tensor(stream, tensor: Tensor, chunks: Iterable[np.ndarray]) -> None:
+def _write_tensor(stream: BinaryIO, tensor: Tensor, chunks: Iterable[np.ndarray]) -> None:
     written = 0
     for chunk in chunks:
-        written += stream.write(memoryview(chunk.reshape(-1).view(np.uint8)))
+        written += stream.write(chunk.reshape(-1).view(np.uint8).data)
     if written != tensor.nbytes:
         raise ValueError(f"{tensor.name}: {written} bytes written of {tensor.nbytes}")
 

@@ -1,4 +1,4 @@
-"""Checkpoints of any size with random weights, to try shapes, memory and speed without a download."""
+"""Checkpoints of any size with random weights: shapes, memory and speed without a download."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ from gptoss_jax.checkpoint.safetensors_file import DTYPES, Tensor
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import PRESETS, Config, to_hf_json
 
-# Deviations by the end of a tensor's name, the rest has 0.02. Embeddings of this size keep a token's
-# identity in the residual stream; unembeddings of this size give logits a deviation of about 3.
+# Deviations by the end of a tensor's name; the rest has 0.02. Embeddings of this size keep a
+# token's identity in the residual stream, unembeddings give logits a deviation of about 3.
 _DEVIATIONS = {
     "embed_tokens.weight": 0.5,
     "lm_head.weight": 0.06,
