@@ -93,6 +93,17 @@ class Config:
 PRESETS = {
     "20b": Config(num_layers=24, num_experts=32),
     "120b": Config(num_layers=36, num_experts=128),
+    # The published vocabulary on a network of 40 MB, to try the commands with.
+    "tiny": Config(
+        num_layers=4,
+        num_experts=8,
+        hidden_size=64,
+        expert_width=96,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=16,
+        sliding_window=32,
+    ),
 }
 
 # Our field -> the key in the published `config.json` / in the original layout's.

@@ -1,0 +1,87 @@
+"""`python -m gptoss_jax.bench`: measures on this machine what the documentation quotes."""
+
+import argparse
+import json
+import platform
+import sys
+
+from gptoss_jax import cli
+
+_EXAMPLES = [
+    "model --preset 20b",
+    "model --preset 20b --checkpoint ~/gpt-oss-20b --prompt 512 --tokens 32 --json",
+]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    parser = cli.parser("bench", "Measures speed and memory on this machine.", _EXAMPLES)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    model = benchmarks.add_parser(
+        "model",
+        help="milliseconds a layer and token, beside transformers; a whole checkpoint's tokens/s",
+        allow_abbrev=False,
+    )
+    model.add_argument("--preset", choices=["20b", "120b"], default="20b", help="whose widths")
+    model.add_argument("--checkpoint", metavar="DIR", help="measure this whole checkpoint instead")
+    model.add_argument("--prompt", type=cli.number(int, 1), default=512, metavar="N")
+    model.add_argument("--tokens", type=cli.number(int, 2), default=32, metavar="N")
+    model.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
+    model.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Runs the benchmark and prints its figures."""
+    import jax
+
+    result: dict = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "dtype": arguments.dtype,
+        "prompt": arguments.prompt,
+    }
+    result |= _whole(arguments) if arguments.checkpoint else _layers(arguments)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        _print(result)
+
+
+def _whole(arguments: argparse.Namespace) -> dict:
+    from gptoss_jax.benchmarks import whole
+
+    measured = whole.measure(
+        arguments.checkpoint, arguments.prompt, arguments.tokens, arguments.dtype
+    )
+    return {"checkpoint": arguments.checkpoint, **measured}
+
+
+def _layers(arguments: argparse.Namespace) -> dict:
+    from gptoss_jax.benchmarks import layers, peer
+    from gptoss_jax.model.config import PRESETS
+
+    preset = PRESETS[arguments.preset]
+    result = {
+        "preset": arguments.preset,
+        "gptoss_jax": layers.measure(preset, arguments.prompt, arguments.dtype),
+    }
+    if peer.installed():
+        result["transformers_float32"] = peer.measure(preset, arguments.prompt)
+    else:
+        print("note: torch and transformers are not installed, nothing beside", file=sys.stderr)
+    return result
+
+
+def _print(result: dict, indent: str = "") -> None:
+    for key, value in result.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}")
+            _print(value, indent + "  ")
+        else:
+            print(f"{indent}{key:<28} {f'{value:.3f}' if isinstance(value, float) else value}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, build_parser().parse_args()))

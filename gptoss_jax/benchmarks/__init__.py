@@ -1,0 +1,1 @@
+"""What `python -m gptoss_jax.bench` measures."""

@@ -1,0 +1,35 @@
+"""A whole checkpoint: load, prefill, decode, and the process's peak memory."""
+
+import resource
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from gptoss_jax.checkpoint.load import load_model
+from gptoss_jax.inference.generator import Generator
+from gptoss_jax.inference.sampling import Sampling
+
+
+def measure(checkpoint: Path, prompt: int, tokens: int, dtype: str) -> dict[str, float]:
+    """Prefills `prompt` random tokens and decodes `tokens`, greedily, batch of one.
+
+    Returns:
+      seconds, tokens a second (compilation apart), and the maximum resident set in bytes.
+    """
+    began = time.perf_counter()
+    model = load_model(checkpoint, dtype=jnp.dtype(dtype))
+    load_s = time.perf_counter() - began
+    generator = Generator(model, [], np.array([], np.int32))
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt)
+    for _ in generator.run([ids.tolist()], Sampling.same(1, temperature=0.0), tokens):
+        pass
+    timings = generator.timings
+    return {
+        "load_s": load_s,
+        "compile_s": timings.compile_s,
+        "prefill_tokens_per_second": timings.prefill_tokens_per_second,
+        "decode_tokens_per_second": timings.decode_tokens_per_second,
+        "max_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
