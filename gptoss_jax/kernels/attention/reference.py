@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gptoss_jax.kernels import precision_of
+from gptoss_jax.kernels import einsum
 
 
 def attend(
@@ -31,25 +31,12 @@ def attend(
     batch, queries, heads, head_dim = q_BTNH.shape
     kv_heads = k_BKHS.shape[1]
     groups = heads // kv_heads
-    precision = precision_of(k_BKHS.dtype)
     q_BTKGH = q_BTNH.astype(k_BKHS.dtype).reshape(batch, queries, kv_heads, groups, head_dim)
-    scores = jnp.einsum(
-        "BTKGH,BKHS->BKGTS",
-        q_BTKGH,
-        k_BKHS,
-        preferred_element_type=jnp.float32,
-        precision=precision,
-    )
+    scores = einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k_BKHS)
     scores = jnp.where(mask_BTS[:, None, None], scores * head_dim**-0.5, -jnp.inf)
     sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, groups, 1, 1)
     largest = jnp.maximum(scores.max(-1, keepdims=True), sinks)
     weights = jnp.exp(scores - largest)
     weights = weights / (weights.sum(-1, keepdims=True) + jnp.exp(sinks - largest))
-    out_BTKGH = jnp.einsum(
-        "BKGTS,BKHS->BTKGH",
-        weights.astype(v_BKHS.dtype),
-        v_BKHS,
-        preferred_element_type=jnp.float32,
-        precision=precision,
-    )
+    out_BTKGH = einsum("BKGTS,BKHS->BTKGH", weights.astype(v_BKHS.dtype), v_BKHS)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)

@@ -8,7 +8,7 @@ cache's capacity.
 import jax
 import jax.numpy as jnp
 
-from gptoss_jax.kernels import precision_of
+from gptoss_jax.kernels import einsum
 from gptoss_jax.kernels.attention import reference
 
 # Scores of one block of queries: 2^25 float32 are 128 MiB.
@@ -112,7 +112,6 @@ def attend_cache(
     shape = (batch, kv_heads, heads // kv_heads, queries)
     q_BTKGH = q_BTNH.astype(k_BKHS.dtype)
     q_BTKGH = q_BTKGH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    precision = precision_of(k_BKHS.dtype)
     block = min(_KEY_BLOCK, keys)
 
     def body(index, carry):
@@ -123,25 +122,13 @@ def attend_cache(
         v = jax.lax.dynamic_slice_in_dim(v_BKHS, start, block, axis=-1)
         slots = start + jnp.arange(block)
         new = slots >= index * block
-        scores = jnp.einsum(
-            "BTKGH,BKHS->BKGTS",
-            q_BTKGH,
-            k,
-            preferred_element_type=jnp.float32,
-            precision=precision,
-        )
+        scores = einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k)
         mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
         scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
-        added = jnp.einsum(
-            "BKGTS,BKHS->BKGTH",
-            weights.astype(v.dtype),
-            v,
-            preferred_element_type=jnp.float32,
-            precision=precision,
-        )
+        added = einsum("BKGTS,BKHS->BKGTH", weights.astype(v.dtype), v)
         return new_largest, total * shrink + weights.sum(-1), out * shrink[..., None] + added
 
     sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, -1, 1)

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 
 from gptoss_jax.kernels.dense import reference
 
-# A fused multiply and sum reads the weight once, in place, but computes a row at a time.
-_FEW_ROWS = 4
 # float32 elements of one upcast tile of the weight: 8 MiB, well inside a shared cache.
 _TILE = 2**21
 
@@ -18,13 +16,14 @@ def dense(x_RD: jax.Array, w_OD: jax.Array, bias_O: jax.Array | None = None) -> 
     # Tied to the rows, else XLA takes the conversion out of the decode loop and keeps its result.
     w_OD, x_RD = jax.lax.optimization_barrier((w_OD, x_RD))
     x_RD = x_RD.astype(jnp.float32)  # products of two bfloat16 are exact in float32
-    few = x_RD.shape[0] <= _FEW_ROWS
-    y_RO = jnp.stack([_one_row(x_D, w_OD) for x_D in x_RD]) if few else _tiled(x_RD, w_OD)
+    y_RO = _one_row(x_RD, w_OD) if x_RD.shape[0] == 1 else _tiled(x_RD, w_OD)
     return y_RO if bias_O is None else y_RO + bias_O.astype(jnp.float32)[None]
 
 
-def _one_row(x_D: jax.Array, w_OD: jax.Array) -> jax.Array:
-    return (w_OD.astype(jnp.float32) * x_D[None]).sum(-1)
+def _one_row(x_1D: jax.Array, w_OD: jax.Array) -> jax.Array:
+    # A fused multiply and sum reads the weight once, in place. With two rows XLA would upcast the
+    # whole weight for them to share.
+    return (w_OD.astype(jnp.float32) * x_1D).sum(-1)[None]
 
 
 def _tiled(x_RD: jax.Array, w_OD: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gptoss_jax import mxfp4
-from gptoss_jax.kernels import precision_of
+from gptoss_jax.kernels import einsum
 from gptoss_jax.kernels.moe.experts import Experts, swiglu
 
 
@@ -35,14 +35,10 @@ def moe(
             return mxfp4.decode(weight, x_RD.dtype)
         return weight.astype(x_RD.dtype)
 
-    options = {
-        "preferred_element_type": jnp.float32,
-        "precision": precision_of(x_RD.dtype),
-    }
-    h = jnp.einsum("RD,EDF->ERF", x_RD, dense(experts.w_gate_up), **options)
+    h = einsum("RD,EDF->ERF", x_RD, dense(experts.w_gate_up))
     h = h + experts.b_gate_up.astype(jnp.float32)[:, None]
     a_ERF = swiglu(h, experts.alpha, experts.limit).astype(x_RD.dtype)
-    y_ERD = jnp.einsum("ERF,EFD->ERD", a_ERF, dense(experts.w_down), **options)
+    y_ERD = einsum("ERF,EFD->ERD", a_ERF, dense(experts.w_down))
     y_ERD = y_ERD + experts.b_down.astype(jnp.float32)[:, None]
     combine_RE = combine_weights(chosen_RX, weight_RX, experts.num_experts)
     return jnp.einsum("ERD,RE->RD", y_ERD, combine_RE, precision=jax.lax.Precision.HIGHEST)
