@@ -1,0 +1,174 @@
+"""Attention with sinks: the blocked forms against the reference, the reference against NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptoss_jax.kernels.attention import reference, xla
+
+pytestmark = pytest.mark.fast
+
+BATCH, HEADS, KV_HEADS, HEAD_DIM = 3, 6, 2, 10
+# float32 sums in another order; bfloat16 weights rounded before or after the division.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+
+
+def make(queries: int, keys: int, dtype: str = "float32", seed: int = 0):
+    """(q, k, v, sinks), with sinks as large as the scores."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.dtype(dtype))
+
+    return (
+        normal(BATCH, queries, HEADS, HEAD_DIM),
+        normal(BATCH, KV_HEADS, HEAD_DIM, keys),
+        normal(BATCH, KV_HEADS, HEAD_DIM, keys),
+        normal(HEADS) + 1,
+    )
+
+
+def aligned_mask(queries: int, keys: int, window: int | None, first_key_B) -> np.ndarray:
+    """bool [B, T, S], key by key."""
+    mask = np.zeros((BATCH, queries, keys), bool)
+    for b, t, s in np.ndindex(mask.shape):
+        stands_at = keys - queries + t
+        near = window is None or stands_at - s < window
+        mask[b, t, s] = first_key_B[b] <= s <= stands_at and near
+    return mask
+
+
+expected_attend = jax.jit(reference.attend)
+
+
+def check(actual, expected, dtype: str) -> None:
+    assert actual.dtype == expected.dtype == jnp.dtype(dtype)
+    actual, expected = (np.asarray(x, np.float32) for x in (actual, expected))
+    assert np.isfinite(actual).all()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_reference_is_softmax_with_a_sink():
+    q, k, v, sinks = (np.asarray(x, np.float64) for x in make(4, 7))
+    mask = np.random.default_rng(1).random((BATCH, 4, 7)) < 0.6
+    mask[1, 2] = False
+    actual = expected_attend(*make(4, 7), jnp.asarray(mask))
+    for b, t, n in np.ndindex(BATCH, 4, HEADS):
+        kv_head = n // (HEADS // KV_HEADS)
+        scores = q[b, t, n] @ k[b, kv_head] / np.sqrt(HEAD_DIM)
+        weights = np.exp(scores) * mask[b, t]
+        expected = v[b, kv_head] @ weights / (weights.sum() + np.exp(sinks[n]))
+        np.testing.assert_allclose(actual[b, t, n], expected, rtol=0, atol=1e-6)
+    assert not np.asarray(actual[1, 2]).any()
+
+
+def test_a_large_sink_takes_everything_and_overflows_nothing():
+    q, k, v, sinks = make(4, 7)
+    mask = jnp.ones((BATCH, 4, 7), bool)
+    assert not np.asarray(expected_attend(q, k, v, sinks + 1000, mask)).any()
+    np.testing.assert_allclose(
+        expected_attend(q, k, v, sinks - 1000, mask),
+        expected_attend(q, k, v, jnp.full_like(sinks, -jnp.inf), mask),
+    )
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 queries (the least), 3 spans, 8 keys a block: small cases go through all."""
+    monkeypatch.setattr(xla, "_MAX_SCORES", 1)
+    monkeypatch.setattr(xla, "_SPANS", 3)
+    monkeypatch.setattr(xla, "_KEY_BLOCK", 8)
+
+
+ALIGNED = [
+    # queries, keys, window
+    (1, 1, None), (7, 7, None), (8, 8, None), (9, 9, None), (16, 16, None), (37, 37, None),
+    (64, 64, None), (61, 70, None), (5, 40, None),
+    (1, 1, 4), (7, 7, 4), (9, 9, 1), (37, 37, 4), (37, 37, 5), (37, 37, 8), (37, 37, 9),
+    (37, 37, 36), (37, 37, 37), (37, 37, 38), (33, 38, 5), (64, 96, 32), (10, 42, 32), (3, 35, 32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("queries", "keys", "window"), ALIGNED)
+def test_aligned(small_blocks, queries, keys, window, padded):
+    check_aligned(queries, keys, window, padded, "float32")
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "window"), [(7, 7, None), (37, 37, None), (37, 37, 5), (3, 35, 32)]
+)
+def test_aligned_in_bfloat16(small_blocks, queries, keys, window):
+    check_aligned(queries, keys, window, True, "bfloat16")
+
+
+def check_aligned(queries, keys, window, padded, dtype):
+    args = make(queries, keys, dtype)
+    first = np.array([0, 1, (keys - queries) or 2]) if padded else np.zeros(BATCH, int)
+    mask = aligned_mask(queries, keys, window, first)
+    call = functools.partial(xla.attend_aligned, window=window)
+    first_key_B = jnp.asarray(first, jnp.int32) if padded else None
+    actual = jax.jit(lambda *x: call(*x, first_key_B=first_key_B))(*args)
+    check(actual, expected_attend(*args, jnp.asarray(mask)), dtype)
+
+
+@pytest.mark.parametrize(("queries", "window"), [(300, None), (300, 128), (300, 257), (513, 129)])
+def test_aligned_in_blocks_as_shipped(queries, window):
+    """Blocks of 256 queries, cut by their own rule."""
+    args = make(queries, queries)
+    mask = aligned_mask(queries, queries, window, np.zeros(BATCH))
+    actual = jax.jit(functools.partial(xla.attend_aligned, window=window))(*args)
+    check(actual, expected_attend(*args, jnp.asarray(mask)), "float32")
+
+
+@pytest.mark.parametrize(("queries", "keys", "window"), [(37, 37, None), (37, 37, 5), (20, 31, 4)])
+def test_gradient_of_aligned(small_blocks, queries, keys, window):
+    args = make(queries, keys)
+    mask = jnp.asarray(aligned_mask(queries, keys, window, np.zeros(BATCH)))
+    mix = jnp.asarray(np.random.default_rng(2).normal(size=args[0].shape), jnp.float32)
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda x: (function(*x) * mix).sum()))(args)
+
+    actual = gradients(functools.partial(xla.attend_aligned, window=window))
+    expected = gradients(lambda *x: reference.attend(*x, mask))
+    for a, e in zip(actual, expected, strict=True):
+        assert np.abs(e).max() > 0.1
+        np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * float(np.abs(e).max()))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("keys", [5, 8, 9, 16, 30])
+@pytest.mark.parametrize("queries", [1, 4])
+def test_cache(small_blocks, queries, keys, dtype):
+    q, k, v, sinks = make(queries, keys, dtype)
+    rng = np.random.default_rng(3)
+    attend = jax.jit(xla.attend_cache)
+    for last in {0, 3, 4, 7, 8, 9, 15, 16, 23, 24, 25, keys - 1}:
+        if last >= keys:
+            continue
+        position = rng.integers(0, last + 1, (BATCH, queries))
+        position[1, -1] = last
+        mask = np.arange(keys)[None, None] <= position[..., None]
+        actual = attend(q, k, v, sinks, jnp.asarray(position, jnp.int32))
+        check(actual, expected_attend(q, k, v, sinks, jnp.asarray(mask)), dtype)
+
+
+def test_cache_reads_no_block_past_the_last_position(small_blocks):
+    q, k, v, sinks = make(2, 40)
+    position = jnp.full((BATCH, 2), 13, jnp.int32)
+    poison = jnp.where(jnp.arange(40) < 16, 0.0, jnp.nan).astype(jnp.float32)[None, None, None]
+    actual = jax.jit(xla.attend_cache)(q, k + poison, v + poison, sinks, position)
+    mask = jnp.broadcast_to(jnp.arange(40)[None, None] <= 13, (BATCH, 2, 40))
+    check(actual, expected_attend(q, k, v, sinks, mask), "float32")
+
+
+def test_cache_in_blocks_as_shipped():
+    q, k, v, sinks = make(3, 1100)
+    position = jnp.asarray([[0, 511, 512], [1023, 1024, 1099], [7, 700, 1098]], jnp.int32)
+    mask = jnp.arange(1100)[None, None] <= position[..., None]
+    actual = jax.jit(xla.attend_cache)(q, k, v, sinks, position)
+    check(actual, expected_attend(q, k, v, sinks, mask), "float32")
