@@ -114,13 +114,18 @@ def _read_index(index: Path, files: list[Path]) -> dict[str, str]:
     return placed
 
 
+# The experts' names tell the layouts apart.
+_MARKS = {
+    "hf": ("model.layers.", ("_proj_blocks", "_proj_scales")),
+    "hf-bf16": ("model.layers.", ("experts.gate_up_proj", "experts.down_proj")),
+    "original": ("block.", ("_weight.blocks", "_weight.scales")),
+}
+
+
 def _detect(entries: dict[str, Entry]) -> str:
-    if any(name.endswith(("_proj_blocks", "_proj_scales")) for name in entries):
-        return "hf"
-    if any(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in entries):
-        return "hf-bf16"
-    if any(".mlp1_weight." in name or ".mlp2_weight." in name for name in entries):
-        return "original"
+    for layout, (start, ends) in _MARKS.items():
+        if any(name.startswith(start) and name.endswith(ends) for name in entries):
+            return layout
     first = next(iter(entries.values()), None)
     what = f"tensor {first.name!r} in {first.file} is of none" if first else "the files are empty"
     raise UserError(f"not a gpt-oss layout ({', '.join(LAYOUTS)}): {what}")

@@ -29,24 +29,28 @@ _DTYPES = ("bfloat16", "float32")
 
 def save(model: GptOss, directory: Path) -> None:
     """Writes the parameters into the directory; uncompressed, weights hardly compress."""
-    paths = [part.path for rule in rules_of("hf", model.config) for part in rule.parts]
-    tree: dict[str, Any] = {}
-    for path in paths:
-        *parents, name = path.split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        value = parameter(model, path).get_value()
-        node[name] = _leaves(value)
+    state = tree(model)
     # Orbax refuses an array that is not smaller than the limit, so this is the least there is.
-    limit = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    limit = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(state))
     options = ocp.options
     storage = options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK_BYTES)
     saving = options.ArrayOptions.Saving(use_compression=False, storage_options=storage)
     memory = options.MemoryOptions(write_concurrent_bytes=limit, transfer_concurrent_bytes=limit)
     context = ocp.Context(array_options=options.ArrayOptions(saving=saving), memory_options=memory)
     with context:
-        ocp.save(str(directory.absolute() / ORBAX_FOLDER), tree)
+        ocp.save(str(directory.absolute() / ORBAX_FOLDER), state)
+
+
+def tree(model: GptOss) -> dict[str, Any]:
+    """The parameters as nested dicts of their names; a packed weight is its blocks and scales."""
+    result: dict[str, Any] = {}
+    for path in (part.path for rule in rules_of("hf", model.config) for part in rule.parts):
+        *parents, name = path.split(".")
+        node = result
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[name] = _leaves(parameter(model, path).get_value())
+    return result
 
 
 def _leaves(value: Any) -> Any:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from gptoss_jax.checkpoint.directory import INDEX
 from gptoss_jax.checkpoint.safetensors_file import Tensor, write_file
 from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import Config, to_hf_json
 
 # With these limits the published shards come out, file by file.
 _HF_SHARD_BYTES = 4_800_000_000
@@ -103,6 +104,15 @@ def write_rest(directory: Path, config: dict[str, Any], source: Path | None) -> 
     if not generation.exists():
         write_json(generation, GENERATION_CONFIG)
     write_json(directory / "config.json", config)
+
+
+def hf_config(config: Config, *, packed_experts: bool, dtype: str) -> dict[str, Any]:
+    """The `config.json` of an HF directory whose dense tensors are of safetensors `dtype`."""
+    raw = to_hf_json(config, packed_experts=packed_experts)
+    raw["torch_dtype"] = {"BF16": "bfloat16", "F32": "float32"}[dtype]
+    if raw["pad_token_id"] >= config.vocab_size:
+        raw["pad_token_id"] = None  # a small model; transformers refuses an id it has no row for
+    return raw
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:

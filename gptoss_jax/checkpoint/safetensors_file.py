@@ -98,7 +98,7 @@ def _entry(name: str, raw: Any, file: Path, data_start: int) -> Entry:
         dtype, shape, (start, end) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise broken from None
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    if type(dtype) is not str or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
         raise broken
     if dtype not in _SIZES:
         raise UserError(f"{file}: tensor {name!r}: unknown dtype {dtype!r}")

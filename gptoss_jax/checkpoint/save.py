@@ -17,7 +17,7 @@ from gptoss_jax.checkpoint.progress import bar, chunks, in_order
 from gptoss_jax.checkpoint.rules import Part, Rule
 from gptoss_jax.checkpoint.safetensors_file import DTYPES, Tensor
 from gptoss_jax.errors import UserError
-from gptoss_jax.model.config import to_hf_json, to_original_json
+from gptoss_jax.model.config import to_original_json
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.mxfp4 import MXFP4
 
@@ -73,8 +73,7 @@ def _config_json(model: GptOss, layout: str) -> dict[str, Any]:
     if layout == "original":
         return to_original_json(model.config)
     packed = packs_experts(model) if layout == "orbax" else layout == "hf"
-    torch_dtype = {"BF16": "bfloat16", "F32": "float32"}[_dtype_name(model)]
-    return to_hf_json(model.config, packed_experts=packed) | {"torch_dtype": torch_dtype}
+    return output.hf_config(model.config, packed_experts=packed, dtype=_dtype_name(model))
 
 
 def _save_safetensors(model: GptOss, layout: str, directory: Path, progress: bool) -> None:

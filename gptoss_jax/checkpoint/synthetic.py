@@ -15,7 +15,7 @@ from gptoss_jax.checkpoint.directory import rules_of
 from gptoss_jax.checkpoint.progress import bar, chunks, in_order
 from gptoss_jax.checkpoint.safetensors_file import DTYPES, Tensor
 from gptoss_jax.errors import UserError
-from gptoss_jax.model.config import PRESETS, Config, to_hf_json
+from gptoss_jax.model.config import PRESETS, Config
 
 # Deviations by the end of a tensor's name; the rest has 0.02. Embeddings of this size keep a
 # token's identity in the residual stream, unembeddings give logits a deviation of about 3.
@@ -58,7 +58,8 @@ def write_synthetic(
     tensors = [tensor for rule in rules for tensor in rule.tensors]
     with bar(sum(tensor.nbytes for tensor in tensors), "writing", shown=progress) as shown:
         output.write_shards(directory, tensors, "hf", partial(_chunks, seed=seed), shown)
-    output.write_rest(directory, to_hf_json(config, packed_experts=True), source=None)
+    raw = output.hf_config(config, packed_experts=True, dtype="BF16")
+    output.write_rest(directory, raw, source=None)
 
 
 def resize(size: str | Config, layers: int | None) -> Config:

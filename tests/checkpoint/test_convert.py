@@ -1,0 +1,81 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gptoss_jax import convert
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys; from gptoss_jax import convert\n"
+        "try: convert.main(['--help'])\n"
+        "except SystemExit: assert 'jax' not in sys.modules\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--synthetic" in done.stdout
+    assert time.perf_counter() - start < 5  # half a second on an idle machine
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "a",
+        "a b",
+        "a --to hf",
+        "a b c --to hf",
+        "a b --to gguf",
+        "a b --to hf --layers 2",
+        "a b --to hf --seed 2",
+        "a b --synthetic 20b",
+        "a --synthetic 20b --to hf",
+        "a --synthetic 7b",
+        "a --synthetic 20b --layers 0",
+        "a --synthetic 20b --layers x",
+        "a --synthetic 20b --seed -1",
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        convert.main(arguments.split())
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_conversion_there_and_back(published, tmp_path, capsys):
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    assert convert.main([str(published), there, "--to", "original"]) == 0
+    assert convert.main([there, back, "--to", "hf"]) == 0
+    files = (published / "model.safetensors", tmp_path / "back" / "model.safetensors")
+    assert len({file.read_bytes() for file in files}) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""  # not even a progress bar, where there is no terminal
+
+
+def test_quantising_is_said(published, tmp_path, capsys):
+    dense = str(tmp_path / "dense")
+    assert convert.main([str(published), dense, "--to", "hf-bf16"]) == 0
+    assert capsys.readouterr().err == ""
+    assert convert.main([dense, str(tmp_path / "packed"), "--to", "original"]) == 0
+    assert "quantises" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_line(published, tmp_path, capsys):
+    assert convert.main([str(published), str(published), "--to", "hf"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert convert.main([str(tmp_path / "none"), str(tmp_path / "target"), "--to", "hf"]) == 1
+    assert "no such directory" in capsys.readouterr().err
+    assert not (tmp_path / "target").exists()
+
+
+def test_synthetic_goes_through(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        "gptoss_jax.checkpoint.synthetic.write_synthetic", lambda *given: calls.append(given)
+    )
+    assert convert.main(["--synthetic", "120b", str(tmp_path), "--layers", "2"]) == 0
+    assert calls == [("120b", tmp_path, 2, 0)]
