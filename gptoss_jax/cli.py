@@ -50,8 +50,9 @@ def dimmed(text: str, stream: TextIO) -> str:
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Runs a verb: 0 done, 1 failed (one line on stderr), 130 interrupted.
 
-    A `UserError` or `TextError` is the user's to mend and shows only its message, as does an OSError (a full disk,
-    a missing right); anything else is a defect of ours and keeps its traceback.
+    A `UserError` or `TextError` is the user's to mend and shows only its message, as does an
+    OSError (a full disk, a missing right); anything else is a defect of ours and keeps its
+    traceback.
     """
     # JAX reserves 75 % of a GPU by default, which is less than 120b needs of 80 GB.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")

@@ -13,6 +13,7 @@ from gptoss_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
+    from gptoss_jax.text import Tokenizer
 
 _EXAMPLES = [
     '--checkpoint ~/gpt-oss-20b "Why is the sky blue?"',
@@ -22,7 +23,9 @@ _EXAMPLES = [
 
 def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
-    parser = cli.parser("generate", "Answers a prompt with gpt-oss, streaming to stdout.", _EXAMPLES)
+    parser = cli.parser(
+        "generate", "Answers a prompt with gpt-oss, streaming to stdout.", _EXAMPLES
+    )
     model = parser.add_argument_group("Model")
     model.add_argument(
         "--checkpoint", metavar="DIR", required=True, help="a checkpoint in any published layout"
@@ -81,23 +84,15 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> "Turn":
+    """Everything up to the first token; what can be wrong without JAX is found before it loads."""
     text = _read_prompt(arguments)
-    # Heavy imports come after everything that can be wrong without them.
+    tokenizer = _tokenizer(arguments)
     import jax.numpy as jnp
 
     from gptoss_jax.checkpoint.load import load_model
     from gptoss_jax.inference import completion
     from gptoss_jax.inference.sampling import Sampling
-    from gptoss_jax.loading import find_tokenizer
-    from gptoss_jax.model.config import read_config
 
-    config = read_config(arguments.checkpoint)
-    tokenizer = find_tokenizer(arguments.checkpoint, config.vocab_size, arguments.tokenizer)
-    if tokenizer is None:
-        raise UserError(
-            f"{arguments.checkpoint}: no tokenizer in it, and its vocabulary of "
-            f"{config.vocab_size} is not o200k_harmony's; give one with --tokenizer"
-        )
     if arguments.raw:
         prompt = tokenizer.encode(text)
     else:
@@ -117,6 +112,20 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     return completion.Turn(
         generator, tokenizer, prompt, sampling, arguments.max_tokens, raw=arguments.raw
     )
+
+
+def _tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
+    from gptoss_jax.loading import find_tokenizer
+    from gptoss_jax.model.config import read_config
+
+    config = read_config(arguments.checkpoint)
+    tokenizer = find_tokenizer(arguments.checkpoint, config.vocab_size, arguments.tokenizer)
+    if tokenizer is None:
+        raise UserError(
+            f"{arguments.checkpoint}: no tokenizer in it, and its vocabulary of "
+            f"{config.vocab_size} is not o200k_harmony's; give one with --tokenizer"
+        )
+    return tokenizer
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
 from gptoss_jax.text import o200k_harmony, tokenizer_for
 
@@ -33,10 +32,13 @@ def load(
     Raises:
       UserError: whatever is wrong with the directory, in one line, before any weight is read.
     """
-    import jax.numpy as jnp
-
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is neither bfloat16 nor float32")
+    # Late, so that whoever only wants a tokenizer or an error needs no JAX.
+    import jax.numpy as jnp
+
+    from gptoss_jax.checkpoint.load import load_model
+
     model = load_model(path, dtype=jnp.dtype(dtype), mesh=mesh)
     return model, find_tokenizer(path, model.config.vocab_size)
 

@@ -48,7 +48,7 @@ def chunk_size(longest: int) -> int:
 
 
 def capacity_for(longest: int, max_tokens: int, limit: int) -> int:
-    """Cache positions for prompts of up to `longest` and their answers, last chunk's padding too."""
+    """Cache positions for prompts of up to `longest`, the last chunk's padding and the answers."""
     chunk = chunk_size(longest)
     padded = -(-longest // chunk) * chunk
     positions = max(padded, min(longest + max_tokens, limit))

@@ -44,7 +44,7 @@ class MoE(nnx.Module):
         return chosen_RX, jax.nn.softmax(best_RX, axis=-1)
 
     def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> jax.Array:
-        """The experts' weighted sum, [B, T, D] in x's dtype; rows that are not real cost nothing."""
+        """The experts' weighted sum, [B, T, D] in x's dtype; rows not real cost nothing."""
         x_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
         chosen_RX, weight_RX = self.route(x_RD)
         if real_BT is not None:

@@ -112,7 +112,7 @@ class GptOss(nnx.Module):
           (float32 logits [B, V] after each row's last real token, garbage where it added none; the
           cache with the new tokens).
         """
-        batch, length = tokens_BT.shape
+        length = tokens_BT.shape[1]
         position_BT = cache.length_B[:, None] + jnp.arange(length)[None]
         angles = rotation(self.config, position_BT)
         x_BTD = self._embed(tokens_BT)

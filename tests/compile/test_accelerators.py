@@ -1,0 +1,109 @@
+"""The real programs through the real TPU and GPU compilers, without the devices.
+
+Two layers in the default suite; every layer with `-m compile`.
+"""
+
+import dataclasses
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gptoss_jax.inference import decode as device
+from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.model.config import PRESETS, Config
+from gptoss_jax.model.transformer import abstract
+from gptoss_jax.topology import mesh_of, on_mesh
+
+TARGETS = [
+    ("20b", "v5e:1x1", 15.75),
+    ("20b", "v6e:1x1", 31.24),
+    ("20b", "tpu7x:1x1x1", 94.0),
+    ("20b", "h100:1", 79.1),
+    ("120b", "tpu7x:1x1x1", 94.0),
+    ("120b", "h100:1", 79.1),
+]
+CAPACITY = 8192
+CHUNK = 2048
+GIB = 2**30
+
+requires_compilers = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda12_plugin")),
+    reason="the accelerators' compilers are not installed: pip install '.[compile]'",
+)
+
+
+def compile_program(config: Config, topology: str, program: str):
+    mesh = mesh_of(topology)
+    platform = "cuda" if topology.startswith("h") else "tpu"
+    model = abstract(config)
+    state = jax.eval_shape(lambda: device.start(model, 1, CAPACITY, platform))
+    size = config.vocab_size
+
+    def rules():
+        nothing = jnp.zeros((size,), bool)
+        return device.Rules(Sampling.same(1), nothing, nothing, jnp.zeros((1,), jnp.int32))
+
+    scalar, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
+    tokens = jax.ShapeDtypeStruct((1, CHUNK), jnp.int32)
+    arguments = on_mesh((model, state, jax.eval_shape(rules), scalar, row, tokens), mesh)
+    model, state, rules_, scalar, row, tokens = arguments
+    with jax.set_mesh(mesh):
+        if program == "decode":
+            lowered = device.decode.lower(model, state, rules_, scalar, most=32)
+        else:
+            lowered = device.prefill.lower(model, tokens, row, state, rules_)
+        return model, lowered.compile()
+
+
+def copies_of_packed_weights(text: str, config: Config) -> list[str]:
+    """Instructions outside fusions that make all experts' bytes of a weight anew."""
+    fused = set(re.findall(r"fusion\([^\n]*calls=%?([\w.\-]+)", text))
+    weight = rf"u8\[{config.num_experts},\d+,\d+\]"
+    found, computation = [], ""
+    for line in text.splitlines():
+        header = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line)
+        if header:
+            computation = header.group(1)
+        made = re.match(rf"\s*(?:ROOT )?%?[\w.\-]+ = {weight}\S* ([\w\-]+)\(", line)
+        passive = ("parameter", "get-tuple-element", "bitcast")
+        if made and computation not in fused and made.group(1) not in passive:
+            found.append(line.strip()[:120])
+    return found
+
+
+def check(preset: str, topology: str, program: str, layers: int | None) -> dict[str, float]:
+    config = PRESETS[preset]
+    if layers:
+        config = dataclasses.replace(config, num_layers=layers, layer_types=())
+    model, compiled = compile_program(config, topology, program)
+    memory = compiled.memory_analysis()
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model))
+    assert copies_of_packed_weights(compiled.as_text(), config) == []
+    figures = {
+        "weights": weights / GIB,
+        "arguments": memory.argument_size_in_bytes / GIB,
+        "temporaries": memory.temp_size_in_bytes / GIB,
+    }
+    print(preset, topology, program, {k: round(v, 3) for k, v in figures.items()})
+    return figures
+
+
+@requires_compilers
+@pytest.mark.parametrize("program", ["decode", "prefill"])
+@pytest.mark.parametrize(("preset", "topology", "capacity"), TARGETS)
+def test_two_layers_compile_without_copies(preset, topology, capacity, program):
+    figures = check(preset, topology, program, layers=2)
+    assert figures["arguments"] < figures["weights"] * 1.03 + 0.1  # padding of tiles, the cache
+    assert figures["temporaries"] < (0.1 if program == "decode" else 0.6)
+
+
+@requires_compilers
+@pytest.mark.compile
+@pytest.mark.parametrize("program", ["decode", "prefill"])
+@pytest.mark.parametrize(("preset", "topology", "capacity"), TARGETS)
+def test_every_layer_fits(preset, topology, capacity, program):
+    figures = check(preset, topology, program, layers=None)
+    assert figures["arguments"] + figures["temporaries"] < capacity

@@ -1,0 +1,130 @@
+"""The generate verb as a user runs it, on a checkpoint of noise."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import gptoss_jax
+from gptoss_jax.checkpoint.synthetic import write_synthetic
+from gptoss_jax.model.config import PRESETS
+
+COMMAND = [sys.executable, "-m", "gptoss_jax.generate"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    write_synthetic(PRESETS["tiny"], directory)
+    return directory
+
+
+def generate(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *words], input=stdin, capture_output=True, text=True, check=False
+    )
+
+
+def on(checkpoint: Path, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess:
+    return generate("--checkpoint", str(checkpoint), *words, stdin=stdin)
+
+
+def test_json_has_every_key_and_a_seed_repeats_it(checkpoint):
+    flags = ["--max-tokens", "20", "--seed", "7", "--json", "Why?"]
+    first, again = (on(checkpoint, *flags) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    shown = json.loads(first.stdout)
+    assert set(shown) == {"text", "reasoning", "messages", "finish_reason", "usage", "timings"}
+    assert set(shown["timings"]) == {
+        "load_s",
+        "compile_s",
+        "prefill_s",
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+    }
+    usage = shown["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert shown["finish_reason"] == "length" and usage["completion_tokens"] == 20
+    for key in ("text", "messages", "usage"):
+        assert json.loads(again.stdout)[key] == shown[key]
+    other = json.loads(on(checkpoint, *flags[:3], "8", *flags[4:]).stdout)
+    assert other["messages"] != shown["messages"]
+
+
+def test_streams_text_to_stdout_and_notes_to_stderr(checkpoint):
+    shown = on(checkpoint, "--max-tokens", "12", "--raw", "--stats", "-", stdin="Why is the sky\n")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip()
+    assert "tok" not in shown.stdout
+    assert re.search(r"load .* compile .* prefill \d+ tokens .* decode 12 tokens", shown.stderr)
+    assert "cut off" in shown.stderr
+    assert "\x1b" not in shown.stderr  # no colour outside a terminal
+
+
+def test_the_text_of_json_is_what_streams(checkpoint):
+    flags = ["--max-tokens", "16", "--temperature", "0", "Hello"]
+    streamed = on(checkpoint, *flags).stdout
+    text = json.loads(on(checkpoint, "--json", *flags).stdout)["text"]
+    assert streamed == (text if text.endswith("\n") or not text else text + "\n")
+
+
+def test_python_gives_the_same_turn(checkpoint):
+    model, tokenizer = gptoss_jax.load(checkpoint)
+    completion = gptoss_jax.complete(
+        model, tokenizer, [{"role": "user", "content": "Hi"}], max_tokens=9, seed=3
+    )
+    shown = json.loads(on(checkpoint, "--max-tokens", "9", "--seed", "3", "--json", "Hi").stdout)
+    assert completion.messages == shown["messages"]
+    assert completion.usage == shown["usage"]
+    assert completion.finish_reason == shown["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--checkpoint", "/nowhere", "Hi"], 1, "/nowhere"),
+        (["Hi"], 2, "--checkpoint"),
+        (["--checkpoint", "/nowhere"], 2, "no prompt"),
+        (["--checkpoint", "/nowhere", "--top-p", "1.5", "Hi"], 2, "--top-p"),
+        (["--checkpoint", "/nowhere", "--temperature", "-1", "Hi"], 2, "--temperature"),
+        (["--checkpoint", "/nowhere", "--max-tokens", "0", "Hi"], 2, "--max-tokens"),
+        (["--checkpoint", "/nowhere", "--reasoning-effort", "huge", "Hi"], 2, "huge"),
+        (["--checkpoint", "/nowhere", "--no-such-flag", "Hi"], 2, "--no-such-flag"),
+        (["--checkpoint", "/nowhere", ""], 1, "prompt is empty"),
+    ],
+)
+def test_mistakes_are_one_line_and_the_right_code(words, code, message):
+    shown = generate(*words)
+    assert shown.returncode == code
+    assert shown.stdout == ""
+    last = shown.stderr.strip().splitlines()[-1]
+    assert message in last and "Traceback" not in shown.stderr
+
+
+def test_a_foreign_tokenizer_is_refused(checkpoint, tmp_path):
+    missing = on(checkpoint, "--tokenizer", str(tmp_path), "Hi")
+    assert missing.returncode == 1 and str(tmp_path) in missing.stderr
+    assert missing.stderr.count("\n") == 1
+
+
+def test_ctrl_c_keeps_what_was_generated(checkpoint):
+    process = subprocess.Popen(
+        [*COMMAND, "--checkpoint", str(checkpoint), "--raw", "--max-tokens", "100000", "Hi"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(1)  # something was generated
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert first + rest
+    assert b"Traceback" not in errors
