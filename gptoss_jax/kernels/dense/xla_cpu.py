@@ -40,5 +40,6 @@ def _tiled(x_RD: jax.Array, w_OD: jax.Array) -> jax.Array:
         y = reference.dense(x_RD, w.astype(jnp.float32))
         return jax.lax.dynamic_update_slice_in_dim(y_RO, y, start, axis=1)
 
-    empty = jnp.zeros((x_RD.shape[0], outputs), jnp.float32)
-    return jax.lax.fori_loop(0, tiles, body, empty)
+    # Overwritten whole. Zeros would be shared by all layers, and so live all along and be copied.
+    start_RO = jnp.broadcast_to(x_RD[:, :1], (x_RD.shape[0], outputs))
+    return jax.lax.fori_loop(0, tiles, body, start_RO)

@@ -14,14 +14,30 @@ from gptoss_jax.kernels.moe.reference import combine_weights
 # Up to here every active expert computes every row: rows are cheaper than sorting them.
 FEW_ROWS = 16
 _MAX_TILE = 512
+# The outputs of all (row, expert) pairs are held at once, twice: 0.4 GB at the published widths.
+_MAX_ROWS = 4096
 
 
 def moe(
     x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
 ) -> jax.Array:
     """As `reference.moe`."""
-    form = few_rows if x_RD.shape[0] <= FEW_ROWS else many_rows
-    return form(x_RD, chosen_RX, weight_RX, experts)
+    rows = x_RD.shape[0]
+    if rows <= FEW_ROWS:
+        return few_rows(x_RD, chosen_RX, weight_RX, experts)
+    blocks = -(-rows // _MAX_ROWS)
+    if blocks == 1:
+        return many_rows(x_RD, chosen_RX, weight_RX, experts)
+    size = -(-rows // blocks)
+
+    def compute_block(block, y_RD):
+        # The last block is moved back to end with the rows; its overlap is written twice.
+        start = jnp.minimum(block * size, rows - size)
+        taken = (lax.dynamic_slice_in_dim(a, start, size) for a in (x_RD, chosen_RX, weight_RX))
+        return lax.dynamic_update_slice_in_dim(y_RD, many_rows(*taken, experts), start, axis=0)
+
+    # Overwritten whole. Zeros would be shared by all layers, and so live all along and be copied.
+    return lax.fori_loop(0, blocks, compute_block, x_RD.astype(jnp.float32))
 
 
 def _mlp(x_RD: jax.Array, experts: Experts, expert: jax.Array) -> jax.Array:
