@@ -1,0 +1,250 @@
+"""Mixture of experts: forms and expert matmuls against the reference, that against NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptoss_jax import mxfp4
+from gptoss_jax.kernels.moe import expert_matmul, reference, xla
+from gptoss_jax.kernels.moe.experts import Experts, swiglu
+
+pytestmark = pytest.mark.fast
+
+EXPERTS, HIDDEN, WIDTH, ACTIVE = 6, 96, 160, 3
+# Of the largest output. float32 sums in another order; bfloat16 outputs rounded before their sum.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+FORMS = {"few": xla.few_rows, "many": xla.many_rows, "chosen": xla.moe}
+
+
+@functools.cache
+def make_experts(kind: str, dtype: str = "float32") -> Experts:
+    """Packed, or the same values as arrays; gates and ups on both sides of the clamp."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape, std):
+        return jnp.asarray(rng.normal(scale=std, size=shape), jnp.float32)
+
+    def weight(*shape, std):
+        packed = mxfp4.encode(normal(*shape, std=std))
+        return packed if kind == "packed" else mxfp4.decode(packed, jnp.dtype(dtype))
+
+    return Experts(
+        weight(EXPERTS, HIDDEN, 2 * WIDTH, std=0.5),
+        normal(EXPERTS, 2 * WIDTH, std=1.0),
+        weight(EXPERTS, WIDTH, HIDDEN, std=0.1),
+        normal(EXPERTS, HIDDEN, std=1.0),
+        alpha=1.702,
+        limit=7.0,
+    )
+
+
+def make_rows(rows: int, dtype: str = "float32"):
+    rng = np.random.default_rng(rows)
+    weight = rng.dirichlet(np.ones(ACTIVE), rows)
+    return jnp.asarray(rng.normal(size=(rows, HIDDEN)), jnp.dtype(dtype)), jnp.asarray(
+        weight, jnp.float32
+    )
+
+
+def routing(pattern: str, rows: int) -> np.ndarray:
+    """Distinct expert ids [R, X] within a row; ids from E on are no expert."""
+    rng = np.random.default_rng(rows + 1)
+    chosen = np.stack([rng.permutation(EXPERTS)[:ACTIVE] for _ in range(rows)])
+    match pattern:
+        case "one_set":  # three experts take every row, the others none
+            chosen[:] = [4, 0, 5]
+        case "first_and_last_empty":
+            chosen = np.stack([1 + rng.permutation(EXPERTS - 2)[:ACTIVE] for _ in range(rows)])
+        case "skewed":  # one expert takes every row
+            chosen = np.stack([1 + rng.permutation(EXPERTS - 1)[:ACTIVE] for _ in range(rows)])
+            chosen[:, 1] = 0
+        case "padded":  # every other row, the first and the last among them
+            chosen[::2] = EXPERTS
+            chosen[-1] = EXPERTS
+        case "partly_none":  # a row's second choice is no expert
+            chosen[:, 1] = EXPERTS + 3
+        case "all_padded":
+            chosen[:] = EXPERTS
+    return chosen.astype(np.int32)
+
+
+PATTERNS = [
+    *("spread", "one_set", "first_and_last_empty", "skewed", "padded", "partly_none", "all_padded")
+]
+reference_moe = jax.jit(reference.moe)
+jitted = {name: jax.jit(form) for name, form in FORMS.items()}
+
+
+def check(actual, expected, dtype: str) -> None:
+    assert actual.dtype == jnp.float32
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+def test_reference_is_the_published_formula():
+    experts, (x, weight), chosen = make_experts("packed"), make_rows(7), routing("padded", 7)
+    w_gate_up, w_down = (
+        np.asarray(mxfp4.decode(w), np.float64) for w in (experts.w_gate_up, experts.w_down)
+    )
+    seen = []
+    for r in range(7):
+        expected = np.zeros(HIDDEN)
+        for e, share in zip(chosen[r], np.asarray(weight)[r], strict=True):
+            if e >= EXPERTS:
+                continue
+            h = np.asarray(x, np.float64)[r] @ w_gate_up[e] + np.asarray(experts.b_gate_up)[e]
+            gate, up = np.minimum(h[:WIDTH], 7.0), np.clip(h[WIDTH:], -7.0, 7.0)
+            seen.extend(h)
+            a = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+            expected += share * (a @ w_down[e] + np.asarray(experts.b_down)[e])
+        check(reference_moe(x, chosen, weight, experts)[r], expected, "float32")
+    assert min(seen) < -7.5
+    assert max(seen) > 7.5
+
+
+def test_swiglu_clamps_the_gate_above_only():
+    gate = np.array([-20.0, -8.0, -7.0, 0.0, 3.0, 7.0, 8.0, 50.0])
+    up = np.array([-50.0, -7.5, -7.0, -1.0, 0.0, 6.5, 7.0, 90.0])
+    gate, up = (x.reshape(-1) for x in np.meshgrid(gate, up))
+    clamped = np.where(gate > 7, 7.0, gate)
+    expected = clamped / (1 + np.exp(-1.702 * clamped)) * (np.clip(up, -7, 7) + 1)
+    actual = swiglu(jnp.asarray(np.concatenate([gate, up]), jnp.float32), 1.702, 7.0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("rows", [1, xla.FEW_ROWS, 45])
+@pytest.mark.parametrize("form", ["few", "many"])
+def test_routing_patterns(form, rows, pattern):
+    experts, (x, weight), chosen = make_experts("packed"), make_rows(rows), routing(pattern, rows)
+    actual = jitted[form](x, chosen, weight, experts)
+    check(actual, reference_moe(x, chosen, weight, experts), "float32")
+    nowhere = (chosen >= EXPERTS).all(-1)
+    assert not np.asarray(actual)[nowhere].any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", ["packed", "arrays"])
+@pytest.mark.parametrize("rows", [2, xla.FEW_ROWS - 1, xla.FEW_ROWS, xla.FEW_ROWS + 1, 70])
+def test_weights_and_dtypes(rows, kind, dtype):
+    experts, (x, weight) = make_experts(kind, dtype), make_rows(rows, dtype)
+    chosen = routing("spread", rows)
+    actual = jitted["chosen"](x, chosen, weight, experts)
+    check(actual, reference_moe(x, chosen, weight, make_experts("packed")), dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 17, 40])
+def test_ragged_tails_of_one_expert(rows):
+    """Groups just under, at and over whole tiles, the last of which runs past the sorted rows."""
+    experts, (x, weight) = make_experts("packed"), make_rows(rows)
+    assert xla.tile_rows(rows * ACTIVE, EXPERTS) in (8, 16, 32)
+    chosen = np.tile(np.array([[5, 6, 7]], np.int32), (rows, 1))  # the last expert only
+    actual = jitted["many"](x, chosen, weight, experts)
+    check(actual, reference_moe(x, chosen, weight, experts), "float32")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "experts", "expected"),
+    [(1, 32, 8), (300, 32, 16), (256, 32, 8), (257, 32, 8), (8192, 32, 256), (10**6, 32, 512)],
+)
+def test_tile_rows(pairs, experts, expected):
+    assert xla.tile_rows(pairs, experts) == expected
+
+
+@pytest.mark.parametrize(("form", "rows"), [("few", 12), ("many", 50)])
+def test_a_row_does_not_depend_on_the_others(form, rows):
+    """Bit for bit, so that a batch cannot change a sequence: other values and other experts."""
+    experts, (x, weight), chosen = make_experts("packed"), make_rows(rows), routing("spread", rows)
+    first = np.asarray(jitted[form](x, chosen, weight, experts))
+    kept = np.arange(rows) % 3 == 0
+    others = jnp.asarray(np.where(kept[:, None], np.asarray(x), np.asarray(x)[::-1] * 5 + 1))
+    rerouted = np.where(kept[:, None], chosen, (chosen + 1) % EXPERTS)
+    second = np.asarray(jitted[form](others, rerouted, weight, experts))
+    np.testing.assert_array_equal(first[kept], second[kept])
+    assert (first[~kept] != second[~kept]).any(-1).all()
+
+
+@pytest.mark.parametrize("rows", [41, 60, 79])
+def test_blocks_of_rows(monkeypatch, rows):
+    """The last block of 41 and 79 rows is moved back over the one before."""
+    experts, (x, weight), chosen = make_experts("packed"), make_rows(rows), routing("padded", rows)
+    expected = jitted["many"](x, chosen, weight, experts)
+    monkeypatch.setattr(xla, "_MAX_ROWS", 20)
+    actual = jax.jit(lambda *args: xla.moe(*args))(x, chosen, weight, experts)
+    check(actual, expected, "float32")
+
+
+def test_a_padded_row_may_hold_anything():
+    experts, (x, weight), chosen = make_experts("packed"), make_rows(40), routing("padded", 40)
+    nowhere = (chosen >= EXPERTS).all(-1)
+    poisoned = jnp.where(jnp.asarray(nowhere)[:, None], jnp.float32(np.inf), x)
+    # Of many rows: few rows are all computed and what is nowhere is multiplied by zero.
+    actual = np.asarray(jitted["many"](poisoned, chosen, weight, experts))
+    expected = np.asarray(reference_moe(x, chosen, weight, experts))
+    check(actual[~nowhere], expected[~nowhere], "float32")
+
+
+MATMULS = {
+    "dispatched": expert_matmul.expert_matmul,
+    "planes": expert_matmul._packed_planes,
+    "cpu": expert_matmul._packed_cpu,
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, 2, 3, 19])
+@pytest.mark.parametrize("name", MATMULS)
+def test_expert_matmul(name, rows, dtype):
+    w = make_experts("packed").w_gate_up
+    x, _ = make_rows(rows, dtype)
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
+    matmul = jax.jit(MATMULS[name])
+    for expert in (0, EXPERTS - 1):
+        expected = np.asarray(x, np.float64) @ dense[expert]
+        # Products are exact in either dtype: one tolerance.
+        check(matmul(x, w, jnp.asarray(expert)), expected, "float32")
+
+
+@pytest.mark.parametrize("rows", [1, 19])
+def test_expert_matmul_of_an_array(rows):
+    w = make_experts("arrays").w_down
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, WIDTH)), jnp.float32)
+    actual = jax.jit(expert_matmul.expert_matmul)(x, w, jnp.asarray(2))
+    check(actual, np.asarray(x, np.float64) @ np.asarray(w, np.float64)[2], "float32")
+
+
+@pytest.mark.parametrize("columns", [64, 128, 192, 320])
+def test_expert_matmul_tiles_that_overlap_or_do_not(monkeypatch, columns):
+    monkeypatch.setattr(expert_matmul, "_TILE", columns * HIDDEN)
+    w = make_experts("packed").w_gate_up  # 320 columns
+    x, _ = make_rows(5)
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
+    actual = jax.jit(lambda *args: expert_matmul._packed_cpu(*args))(x, w, jnp.asarray(3))
+    check(actual, np.asarray(x, np.float64) @ dense[3], "float32")
+
+
+def every_code(scales: np.ndarray) -> mxfp4.MXFP4:
+    """[2, 32, 256 S]: every byte in every place, under each scale."""
+    blocks = np.tile(np.arange(256, dtype=np.uint8), len(scales))
+    scales = np.repeat(scales.astype(np.uint8), 256)
+    shape = (2, 1, 1)
+    return mxfp4.MXFP4(
+        jnp.asarray(np.tile(np.broadcast_to(blocks, (16, blocks.size)), shape)),
+        jnp.asarray(np.tile(np.broadcast_to(scales, (1, scales.size)), shape)),
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ["planes", "cpu"])
+def test_expert_matmul_of_every_code_is_exact(name, rows):
+    """One-hot rows read single weights: subnormals of the decoding tricks must not be flushed."""
+    w = every_code(np.array([24, 100, 127, 150, 230]))
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")))[1]
+    matmul = jax.jit(MATMULS[name])
+    for k in range(0, 32, rows):
+        picked = np.arange(k, k + rows) % 32
+        x = jnp.asarray(np.eye(32, dtype=np.float32)[picked])
+        np.testing.assert_array_equal(matmul(x, w, jnp.asarray(1)), dense[picked])
