@@ -122,7 +122,9 @@ def _encode_codes(x: jax.Array) -> jax.Array:
     step = jnp.where(magnitude < 2, 0.5, jnp.where(magnitude < 4, 1.0, 2.0))
     # jnp.round is half-to-even; an even multiple of the step is an even code.
     doubled = (jnp.minimum(jnp.round(magnitude / step) * step, 6.0) * 2).astype(jnp.uint8)
-    code = jnp.where(doubled < 4, doubled, jnp.where(doubled < 8, doubled // 2 + 2, doubled // 4 + 4))
+    code = jnp.where(
+        doubled < 4, doubled, jnp.where(doubled < 8, doubled // 2 + 2, doubled // 4 + 4)
+    )
     return code | (jnp.signbit(x).astype(jnp.uint8) << 3)
 
 

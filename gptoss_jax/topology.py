@@ -78,15 +78,11 @@ def _devices(name: str):
     except (RuntimeError, ValueError, NotImplementedError) as error:
         extra = "gpu" if kind in _GPUS else "tpu"
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"no compiler for {name} ({reason}); install gptoss_jax[{extra}]"
-        ) from None
+        raise UserError(f"no compiler for {name} ({reason}); install gptoss_jax[{extra}]") from None
     return topology.devices
 
 
 def on_mesh(tree, mesh: Mesh):
     """The shapes of a tree of arrays or shapes, replicated on a mesh."""
     sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
