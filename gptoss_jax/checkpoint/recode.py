@@ -36,16 +36,14 @@ def recode_blocks(published: np.ndarray, out: np.ndarray, *, interleaved: bool) 
     """
     for expert, result in zip(published, out, strict=True):
         for source, target in _halves(expert, result, interleaved):
+            even, odd = _even_and_odd_rows(target)
             for at in range(0, len(source), _TILE):
-                tile = source[at : at + _TILE]
-                words = np.ascontiguousarray(tile).view(np.uint64)
+                words = np.ascontiguousarray(source[at : at + _TILE]).view(np.uint64)
                 first, second = words[..., 0], words[..., 1]
-                codes = np.empty((*first.shape, 8, 2), np.uint8)
-                even = (first & _LOW) | ((second & _LOW) << _FOUR)
-                odd = ((first >> _FOUR) & _LOW) | (second & ~_LOW)
-                codes[..., 0] = even.view(np.uint8).reshape(*first.shape, 8)
-                codes[..., 1] = odd.view(np.uint8).reshape(*first.shape, 8)
-                target[:, at : at + _TILE] = codes.reshape(len(tile), -1).T
+                low = (first & _LOW) | ((second & _LOW) << _FOUR)
+                high = ((first >> _FOUR) & _LOW) | (second & ~_LOW)
+                even[..., at : at + _TILE] = _bytes(low).transpose(1, 2, 0)
+                odd[..., at : at + _TILE] = _bytes(high).transpose(1, 2, 0)
 
 
 def publish_blocks(blocks: np.ndarray, *, interleaved: bool) -> np.ndarray:
@@ -54,19 +52,26 @@ def publish_blocks(blocks: np.ndarray, *, interleaved: bool) -> np.ndarray:
     published = np.empty((experts, n, half // 16, 16), np.uint8)
     for result, expert in zip(published, blocks, strict=True):
         for target, source in _halves(result, expert, interleaved):
+            rows = _even_and_odd_rows(source)
             for at in range(0, len(target), _TILE):
-                tile = source[:, at : at + _TILE].T
-                codes = np.ascontiguousarray(tile).reshape(len(tile), half // 16, 8, 2)
-                even, odd = (np.ascontiguousarray(codes[..., i]).view(np.uint64) for i in (0, 1))
-                words = np.concatenate(
-                    [
-                        (even & _LOW) | ((odd & _LOW) << _FOUR),
-                        ((even >> _FOUR) & _LOW) | (odd & ~_LOW),
-                    ],
-                    axis=-1,
-                )
+                tiles = [x[..., at : at + _TILE].transpose(2, 0, 1) for x in rows]
+                even, odd = (np.ascontiguousarray(tile).view(np.uint64) for tile in tiles)
+                first = (even & _LOW) | ((odd & _LOW) << _FOUR)
+                second = ((even >> _FOUR) & _LOW) | (odd & ~_LOW)
+                words = np.concatenate([first, second], axis=-1)
                 target[at : at + _TILE] = words.view(np.uint8)
     return published
+
+
+def _even_and_odd_rows(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Views [K/32, 8, N] of the even and the odd rows of [K/2, N]."""
+    rows = columns.reshape(-1, 8, 2, columns.shape[-1])
+    return rows[:, :, 0], rows[:, :, 1]
+
+
+def _bytes(words: np.ndarray) -> np.ndarray:
+    """uint64 [N, K/32] -> uint8 [N, K/32, 8]."""
+    return words.view(np.uint8).reshape(*words.shape, 8)
 
 
 def recode_scales(published: np.ndarray, out: np.ndarray, *, interleaved: bool) -> None:
