@@ -4,6 +4,8 @@ Nothing here uses `gptoss_jax.checkpoint` or our own encoder: expert weights are
 grid by a second implementation, and the mapping of names to parameters is written out once more.
 """
 
+import hashlib
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -152,6 +154,15 @@ def make_weights(config: Config, seed: int) -> Weights:
             weights[f"{at}.mlp.experts.{name}_blocks"] = blocks
             weights[f"{at}.mlp.experts.{name}_scales"] = scales
     return weights
+
+
+def checksum(weights: Weights) -> str:
+    """SHA-256 of all arrays in order."""
+    digest = hashlib.sha256()
+    for name, x in weights.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
 
 
 def apart(interleaved: np.ndarray, axis: int) -> np.ndarray:
