@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,8 @@ class Config:
             yield "num_heads", f"{self.num_heads} is no multiple of {self.num_kv_heads} kv heads"
         if self.experts_per_token > self.num_experts:
             yield "experts_per_token", f"{self.experts_per_token} of only {self.num_experts}"
+        if self.rope_theta == 1:
+            yield "rope_theta", "1 gives every pair one frequency"
         if self.head_dim % 2:
             yield "head_dim", f"{self.head_dim} must be even for rotary pairs"
         for name in ("hidden_size", "expert_width"):
@@ -174,7 +177,7 @@ def read_config(path: str | Path) -> Config:
     else:
         raise UserError(
             f"{path}: key 'architectures' is missing; this is no gpt-oss config.json "
-            f"(expected \"architectures\": [\"{ARCHITECTURE}\"], or the original layout's keys)"
+            f'(expected "architectures": ["{ARCHITECTURE}"], or the original layout\'s keys)'
         )
     try:
         return Config(**fields)
@@ -221,8 +224,10 @@ def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], di
     for field in ("swiglu_alpha", "swiglu_limit"):
         if field in raw:
             fields |= _take(raw, {field: field}, path)
-    if raw.get("layer_types") is not None:
-        fields["layer_types"] = tuple(raw["layer_types"])
+    if (kinds := raw.get("layer_types")) is not None:
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise UserError(f"{path}: key 'layer_types': {kinds!r} is no list of names")
+        fields["layer_types"] = tuple(kinds)
     for key, expected in {"tie_word_embeddings": False, "attention_bias": True}.items():
         if raw.get(key, expected) is not expected:
             raise UserError(f"{path}: key {key!r}: {raw[key]} is not gpt-oss (expected {expected})")
@@ -245,6 +250,8 @@ def _take(
 def _number(value: Any, kind: Any, path: Path, key: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{path}: key {key!r}: {value!r} is not a number")
+    if not math.isfinite(value):
+        raise UserError(f"{path}: key {key!r}: {value!r} is not finite")
     if kind is int and value != int(value):
         raise UserError(f"{path}: key {key!r}: {value!r} is not a whole number")
     return kind(value)
