@@ -32,7 +32,7 @@ def load_model(
 
     The layout is detected from the files, and every header is checked against config.json before
     any weight is read. Weights then stream in chunks; beside the model itself, at most a few
-    chunks of 32 MiB are held.
+    chunks of 8 MiB are held.
 
     Args:
       path: the directory.
@@ -72,12 +72,12 @@ def _jobs(
     for reading in source.readings:
         param = parameter(model, reading.path)
         likes, treedef = jax.tree.flatten(param.get_value())
-        targets = [Target(like, sharding) for like in likes]
+        targets = [Target(like, reading.rows, sharding) for like in likes]
 
         def finish(param: nnx.Param = param, treedef=treedef, targets=targets) -> None:
             param.set_value(jax.tree.unflatten(treedef, [target.finish() for target in targets]))
 
-        for first, rows in chunks(reading.rows, reading.nbytes):
+        for first, rows in chunks(reading.rows, reading.step):
             yield _job(reading, targets, first, rows, finish)
 
 

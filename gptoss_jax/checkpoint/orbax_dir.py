@@ -15,7 +15,6 @@ from orbax.checkpoint import v1 as ocp
 
 from gptoss_jax.checkpoint.directory import ORBAX_FOLDER, rules_of
 from gptoss_jax.checkpoint.parameters import parameter
-from gptoss_jax.checkpoint.progress import CHUNK_BYTES
 from gptoss_jax.checkpoint.rules import Rule
 from gptoss_jax.checkpoint.source import Reading, Source, refuse_nan
 from gptoss_jax.errors import UserError
@@ -23,6 +22,7 @@ from gptoss_jax.model.config import read_config
 from gptoss_jax.model.transformer import GptOss
 
 _STATE = "state"  # where Orbax v1 puts the one tree of a checkpoint
+_STORED_CHUNK = 32 << 20  # smaller ones cost Orbax's writer more memory
 _LEAVES = ("blocks", "scales")  # of a packed weight
 _DTYPES = ("bfloat16", "float32")
 
@@ -33,7 +33,7 @@ def save(model: GptOss, directory: Path) -> None:
     # Orbax refuses an array that is not smaller than the limit, so this is the least there is.
     limit = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(state))
     options = ocp.options
-    storage = options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK_BYTES)
+    storage = options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=_STORED_CHUNK)
     saving = options.ArrayOptions.Saving(use_compression=False, storage_options=storage)
     memory = options.MemoryOptions(write_concurrent_bytes=limit, transfer_concurrent_bytes=limit)
     context = ocp.Context(array_options=options.ArrayOptions(saving=saving), memory_options=memory)
@@ -104,7 +104,7 @@ def _reading(rule: Rule, state: Path, names: set[str], dtype: str) -> Reading:
         experts, n, groups, _ = rule.tensors[0].shape
         expected = {
             f"{path}.blocks": ((experts, groups * 16, n), "uint8"),
-            f"{path}.scales": ((experts, groups, n), "uint8"),
+            f"{path}.scales": ((experts * groups, n), "uint8"),
         }
     else:
         expected = {path: (rule.tensors[0].shape, dtype)}
@@ -112,12 +112,15 @@ def _reading(rule: Rule, state: Path, names: set[str], dtype: str) -> Reading:
 
     def fill(first: int, buffers: list[np.ndarray]) -> None:
         for (name, array), out in zip(arrays.items(), buffers, strict=True):
-            _read(array, first, out, f"{state}: tensor {name!r}")
+            entries = array.shape[0] // part.rows  # of the leading axis, for each row
+            out = out.reshape(-1, *array.shape[1:])
+            _read(array, first * entries, out, f"{state}: tensor {name!r}")
             if name.endswith(".scales"):
                 refuse_nan(out, f"{state}: tensor {name!r}")
 
     nbytes = sum(array.dtype.numpy_dtype.itemsize * array.size for array in arrays.values())
-    return Reading(path, part.rows, nbytes, fill)
+    stored: Any = next(iter(arrays.values())).chunk_layout.read_chunk.shape
+    return Reading(path, part.rows, nbytes, fill, step=stored[0])
 
 
 def _checked(

@@ -31,14 +31,20 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 class Target:
-    """A device array filled slice by slice along its leading axis.
+    """A device array filled slice by slice: `rows` rows that lie one after the other.
+
+    A row is one entry of the leading axis, or several (the groups of one expert's scales); buffers
+    then have an axis for them.
 
     On the CPU platform the slices are of one host buffer that becomes the array; elsewhere each is
     a buffer of its own that is written into the device's array in place.
     """
 
-    def __init__(self, like: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding | None):
+    def __init__(
+        self, like: jax.ShapeDtypeStruct, rows: int, sharding: jax.sharding.Sharding | None
+    ):
         self._like = like
+        self._entries = like.shape[0] // rows
         self._sharding = sharding
         self._host = None
         self._device = None
@@ -47,20 +53,24 @@ class Target:
 
     def slice(self, first: int, rows: int) -> np.ndarray:
         """A buffer for rows `first ... first + rows`, to be filled and given to `write`."""
+        start, stop = first * self._entries, (first + rows) * self._entries
         if self._host is not None:
-            return self._host[first : first + rows]
-        return aligned_empty((rows, *self._like.shape[1:]), self._like.dtype)
+            buffer = self._host[start:stop]
+        else:
+            buffer = aligned_empty((stop - start, *self._like.shape[1:]), self._like.dtype)
+        return buffer if self._entries == 1 else buffer.reshape(rows, -1, *self._like.shape[1:])
 
     def write(self, first: int, filled: np.ndarray) -> None:
         if self._host is not None:
             return
+        filled = filled.reshape(-1, *self._like.shape[1:])
         if len(filled) == self._like.shape[0]:
             self._device = jax.device_put(filled, self._sharding)
             return
         if self._device is None:
             self._device = _zeros(self._like.shape, self._like.dtype, self._sharding)
         chunk = jax.device_put(filled, self._sharding)
-        self._device = _update(self._device, chunk, np.int32(first))
+        self._device = _update(self._device, chunk, np.int32(first * self._entries))
 
     def finish(self) -> jax.Array:
         if self._host is not None:

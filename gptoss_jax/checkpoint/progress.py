@@ -9,21 +9,21 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-# What is in flight at once is one chunk a thread: of this many bytes, or one expert if larger.
-CHUNK_BYTES = 32 << 20
+# What is in flight at once is a chunk a thread and one more: of this many bytes, or one expert if
+# larger. With 32 MiB the allocator kept a gigabyte that was never used again.
+CHUNK_BYTES = 8 << 20
 WORKERS = max(2, min(8, os.cpu_count() or 2))
 
 _T = TypeVar("_T")
 
 
-def rows_per_chunk(rows: int, nbytes: int) -> int:
-    """How many leading rows of a tensor make a chunk."""
-    return max(1, CHUNK_BYTES * rows // max(1, nbytes))
+def rows_within(limit: int, rows: int, nbytes: int) -> int:
+    """How many of a tensor's rows take at most `limit` bytes; at least one."""
+    return max(1, limit * rows // max(1, nbytes))
 
 
-def chunks(rows: int, nbytes: int) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of each chunk of a tensor."""
-    step = rows_per_chunk(rows, nbytes)
+def chunks(rows: int, step: int) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of each chunk of `step` rows; the last may have fewer."""
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
 

@@ -13,7 +13,7 @@ from gptoss_jax import mxfp4
 from gptoss_jax.checkpoint import orbax_dir, output, recode
 from gptoss_jax.checkpoint.directory import LAYOUTS, rules_of
 from gptoss_jax.checkpoint.parameters import parameter
-from gptoss_jax.checkpoint.progress import bar, chunks, in_order
+from gptoss_jax.checkpoint.progress import CHUNK_BYTES, bar, chunks, in_order, rows_within
 from gptoss_jax.checkpoint.rules import Part, Rule
 from gptoss_jax.checkpoint.safetensors_file import DTYPES, Tensor
 from gptoss_jax.errors import UserError
@@ -97,7 +97,8 @@ def _part_jobs(model: GptOss, rule: Rule, part: Part, tensor: Tensor):
     value = parameter(model, part.path).get_value()
     row_bytes = tensor.nbytes // tensor.shape[0]
     held_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(value)) // part.rows
-    for first, rows in chunks(part.rows, part.rows * max(row_bytes, held_bytes)):
+    nbytes = part.rows * max(row_bytes, held_bytes)
+    for first, rows in chunks(part.rows, rows_within(CHUNK_BYTES, part.rows, nbytes)):
         yield partial(_published, rule, tensor, value, first, rows)
 
 
@@ -113,12 +114,15 @@ def _published(rule: Rule, tensor: Tensor, value: Any, first: int, rows: int) ->
         return recode.interleave(dense) if rule.interleaved else dense
     if tensor is rule.tensors[0]:
         return recode.publish_blocks(np.asarray(held.blocks), interleaved=rule.interleaved)
-    return recode.publish_scales(np.asarray(held.scales), interleaved=rule.interleaved)
+    scales = np.asarray(held.scales).reshape(rows, held.groups, -1)
+    return recode.publish_scales(scales, interleaved=rule.interleaved)
 
 
 @partial(jax.jit, static_argnums=2)
 def _rows(value: Any, first: jax.Array, rows: int) -> Any:
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, rows, axis=0), value)
+    if isinstance(value, MXFP4):
+        return value.stack_rows(first, rows)
+    return lax.dynamic_slice_in_dim(value, first, rows)
 
 
 _encode = jax.jit(mxfp4.encode)

@@ -8,6 +8,7 @@ import numpy as np
 from gptoss_jax.checkpoint import recode
 from gptoss_jax.checkpoint.directory import Checkpoint
 from gptoss_jax.checkpoint.parameters import aligned_empty
+from gptoss_jax.checkpoint.progress import CHUNK_BYTES, rows_within
 from gptoss_jax.checkpoint.rules import Part, Rule
 from gptoss_jax.checkpoint.safetensors_file import DTYPES, Entry, read_rows
 from gptoss_jax.errors import UserError
@@ -26,12 +27,14 @@ class Reading:
       nbytes: of all of it.
       fill: `fill(first, buffers)` fills a buffer for each of the parameter's arrays (one, or blocks
         and scales) with the rows from `first`; called from threads.
+      step: how many rows to read at once.
     """
 
     path: str
     rows: int
     nbytes: int
     fill: Callable[[int, list[np.ndarray]], None]
+    step: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,9 @@ def _readings(rule: Rule, checkpoint: Checkpoint) -> Iterator[Reading]:
     entries = [checkpoint.entries[tensor.name] for tensor in rule.tensors]
     row_bytes = sum(entry.nbytes // entry.shape[0] for entry in entries)
     for part in rule.parts:
-        yield Reading(part.path, part.rows, part.rows * row_bytes, _filler(rule, part, entries))
+        nbytes = part.rows * row_bytes
+        step = rows_within(CHUNK_BYTES, part.rows, nbytes)
+        yield Reading(part.path, part.rows, nbytes, _filler(rule, part, entries), step)
 
 
 def _filler(rule: Rule, part: Part, entries: list[Entry]):

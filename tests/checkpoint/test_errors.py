@@ -173,7 +173,7 @@ ORBAX = {
     "nan scale": (
         {},
         lambda p: p["layers"]["1"]["moe"]["w_down_EFD"].update(
-            scales=np.full((5, 5, 96), 255, np.uint8)
+            scales=np.full((25, 96), 255, np.uint8)
         ),
         "'layers.1.moe.w_down_EFD.scales': a scale byte is 255",
     ),

@@ -6,7 +6,15 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
-from gptoss_jax.checkpoint import load_model, orbax_dir, output, parameters, progress, save_model
+from gptoss_jax.checkpoint import (
+    load_model,
+    orbax_dir,
+    output,
+    parameters,
+    save,
+    save_model,
+    source,
+)
 from gptoss_jax.checkpoint.directory import INDEX
 
 # MXFP4 (OCP Microscaling Formats v1.0), written out here on purpose.
@@ -16,7 +24,9 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Tensors of the small model come in several chunks, the last one shorter."""
-    monkeypatch.setattr(progress, "CHUNK_BYTES", 20_000)
+    for module in (save, source):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(orbax_dir, "_STORED_CHUNK", 20_000)
 
 
 def tensors(directory):
@@ -39,12 +49,12 @@ def assert_same_model(a, b):
         np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
 
 
-def through(source, *layouts, tmp_path):
+def through(start, *layouts, tmp_path):
     for number, layout in enumerate(layouts):
         target = tmp_path / f"{number}-{layout}"
-        save_model(load_model(source), layout, target, source=source)
-        source = target
-    return source
+        save_model(load_model(start), layout, target, source=start)
+        start = target
+    return start
 
 
 @pytest.mark.parametrize(
@@ -159,7 +169,7 @@ def test_a_mesh_gets_the_model_replicated(published, monkeypatch, on_cpu):
 
 
 def test_the_host_buffer_becomes_the_array():
-    target = parameters.Target(jax.ShapeDtypeStruct((64, 1000), np.uint8), None)
+    target = parameters.Target(jax.ShapeDtypeStruct((64, 1000), np.uint8), 64, None)
     buffer = target.slice(0, 64)
     buffer[...] = 7
     target.write(0, buffer)
@@ -175,11 +185,11 @@ def test_chunks_are_written_in_place():
 
 
 def test_tokenizer_files_and_generation_config_go_along(published, tmp_path):
-    source = through(published, "hf", tmp_path=tmp_path / "a")
+    origin = through(published, "hf", tmp_path=tmp_path / "a")
     for name in ("tokenizer.json", "chat_template.jinja", "spiece.model", "generation_config.json"):
-        (source / name).write_text(f'"{name}"')
-    (source / "README.md").write_text("not this")
-    target = through(source, "orbax", "original", tmp_path=tmp_path / "b")
+        (origin / name).write_text(f'"{name}"')
+    (origin / "README.md").write_text("not this")
+    target = through(origin, "orbax", "original", tmp_path=tmp_path / "b")
     copied = {
         file.name: file.read_text() for file in target.iterdir() if file.suffix != ".safetensors"
     }
