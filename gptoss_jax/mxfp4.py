@@ -11,6 +11,7 @@ whole bfloat16 tile on TPU, and no row is ever interleaved.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,9 @@ class MXFP4:
 
     Attributes:
       blocks: uint8 [..., K/2, N]; row 16 g + j holds rows 32 g + j (low) and 32 g + j + 16 (high).
-      scales: uint8 [..., K/32, N]; exponent + 127 of each group.
+      scales: uint8 [... * K/32, N]; exponent + 127 of each group, the groups of one weight after
+        those of another. As [E, 90, N], XLA:TPU lays them out in an order that pads nothing and
+        copies them all into another one before it reads an expert's.
     """
 
     blocks: jax.Array
@@ -48,13 +51,25 @@ class MXFP4:
         """Bytes of blocks and scales together: 4.25 bits a weight."""
         return self.blocks.nbytes + self.scales.nbytes
 
+    @property
+    def groups(self) -> int:
+        """Groups along K: how many rows of `scales` belong to one weight."""
+        return self.blocks.shape[-2] // HALF
+
+    def stack_rows(self, first: jax.Array, rows: int) -> "MXFP4":
+        """Weights `first ... first + rows` of a stack [E, K, N]."""
+        return MXFP4(
+            lax.dynamic_slice_in_dim(self.blocks, first, rows),
+            lax.dynamic_slice_in_dim(self.scales, first * self.groups, rows * self.groups),
+        )
+
     @staticmethod
     def abstract(*shape: int) -> "MXFP4":
         """The type of a packed weight of logical shape [..., K, N], without data."""
         *lead, k, n = shape
         return MXFP4(
             jax.ShapeDtypeStruct((*lead, k // 2, n), jnp.uint8),  # pyright: ignore[reportArgumentType]
-            jax.ShapeDtypeStruct((*lead, k // GROUP, n), jnp.uint8),  # pyright: ignore[reportArgumentType]
+            jax.ShapeDtypeStruct((math.prod(lead) * k // GROUP, n), jnp.uint8),  # pyright: ignore[reportArgumentType]
         )
 
 
@@ -90,7 +105,7 @@ def decode(weight: MXFP4, dtype: jnp.dtype = jnp.bfloat16) -> jax.Array:
     *lead, half, n = weight.blocks.shape
     blocks = weight.blocks.reshape(*lead, half // HALF, 1, HALF, n)
     codes = jnp.concatenate([blocks & 0xF, blocks >> 4], axis=-3)
-    scales = decode_scales(weight.scales)[..., None, None, :]
+    scales = decode_scales(weight.scales).reshape(*lead, half // HALF, 1, 1, n)
     return (decode_codes(codes) * scales).astype(dtype).reshape(*lead, 2 * half, n)
 
 
@@ -113,7 +128,7 @@ def encode(x: jax.Array) -> MXFP4:
     rest = lax.bitcast_convert_type((_BIAS + rest) << 23, jnp.float32)
     codes = _encode_codes(groups * up[..., None, :] * rest[..., None, :])
     blocks = codes[..., :HALF, :] | (codes[..., HALF:, :] << 4)
-    return MXFP4(blocks.reshape(*lead, k // 2, n), scales.astype(jnp.uint8))
+    return MXFP4(blocks.reshape(*lead, k // 2, n), scales.astype(jnp.uint8).reshape(-1, n))
 
 
 def _encode_codes(x: jax.Array) -> jax.Array:
@@ -139,7 +154,7 @@ def from_published(blocks: jax.Array, scales: jax.Array) -> MXFP4:
     codes = jnp.stack([blocks & 0xF, blocks >> 4], axis=-1).reshape(*lead, n, groups, GROUP)
     packed = codes[..., :HALF] | (codes[..., HALF:] << 4)
     packed = packed.reshape(*lead, n, groups * HALF)
-    return MXFP4(jnp.swapaxes(packed, -1, -2), jnp.swapaxes(scales, -1, -2))
+    return MXFP4(jnp.swapaxes(packed, -1, -2), jnp.swapaxes(scales, -1, -2).reshape(-1, n))
 
 
 def to_published(weight: MXFP4) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +163,8 @@ def to_published(weight: MXFP4) -> tuple[jax.Array, jax.Array]:
     packed = jnp.swapaxes(weight.blocks, -1, -2).reshape(*lead, n, half // HALF, HALF)
     codes = jnp.concatenate([packed & 0xF, packed >> 4], axis=-1)
     codes = codes.reshape(*lead, n, half // HALF, HALF, 2)
-    return codes[..., 0] | (codes[..., 1] << 4), jnp.swapaxes(weight.scales, -1, -2)
+    scales = weight.scales.reshape(*lead, half // HALF, n)
+    return codes[..., 0] | (codes[..., 1] << 4), jnp.swapaxes(scales, -1, -2)
 
 
 def random(key: jax.Array, *shape: int, scale: float) -> MXFP4:

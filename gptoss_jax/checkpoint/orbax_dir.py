@@ -102,7 +102,7 @@ def _reading(rule: Rule, state: Path, names: set[str], dtype: str) -> Reading:
     path = part.path
     if rule.packed:
         experts, n, groups, _ = rule.tensors[0].shape
-        expected = {
+        expected: dict[str, tuple[tuple[int, ...], str]] = {
             f"{path}.blocks": ((experts, groups * 16, n), "uint8"),
             f"{path}.scales": ((experts * groups, n), "uint8"),
         }

@@ -86,9 +86,7 @@ class GptOss(nnx.Module):
         """float32 logits [B, T, V] of int32 tokens [B, T], each row from position 0."""
         return self._unembed(self._hidden(tokens_BT))
 
-    def empty_cache(
-        self, batch: int, capacity: int, dtype: jnp.dtype | None = None
-    ) -> Cache:
+    def empty_cache(self, batch: int, capacity: int, dtype: jnp.dtype | None = None) -> Cache:
         """A cache for `batch` sequences of up to `capacity` positions.
 
         Args:

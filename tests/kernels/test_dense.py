@@ -36,12 +36,18 @@ def check(actual, x, w, bias) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "weight_dtype"), DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 33])
+@pytest.mark.parametrize("rows", [1, 2, 5, 33])
 @pytest.mark.parametrize("form", [reference.dense, xla_cpu.dense, dense])
 def test_forms(form, rows, dtype, weight_dtype):
     x, w, bias = make(rows, dtype, weight_dtype)
     check(jax.jit(form)(x, w, bias), x, w, bias)
-    check(jax.jit(lambda x, w: form(x, w))(x, w), x, w, None)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("form", [reference.dense, xla_cpu.dense])
+def test_no_bias(form, rows):
+    x, w, _ = make(rows, "float32", "bfloat16")
+    check(jax.jit(form)(x, w), x, w, None)
 
 
 @pytest.mark.parametrize("tile", [1, 7, 16, 35, 69, 70, 71])

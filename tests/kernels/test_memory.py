@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from gptoss_jax.kernels.moe import xla
 from gptoss_jax.kernels.moe.experts import Experts
@@ -32,7 +31,7 @@ def temporaries(function, *args, **options) -> int:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("dtype", KIND)
-@pytest.mark.parametrize("rows", [1, 4, 16, 17, 512])
+@pytest.mark.parametrize("rows", [1, 16, 512])
 def test_experts_hold_one_dequantised_expert(rows, dtype):
     experts = Experts(
         MXFP4.abstract(EXPERTS, HIDDEN, 2 * WIDTH),
@@ -66,9 +65,7 @@ def two_layers(dtype: str):
     config = dataclasses.replace(
         PRESETS["20b"], num_layers=2, layer_types=(), num_experts=4, expert_width=64, vocab_size=512
     )
-    model = abstract(config, dtype=jnp.dtype(dtype))
-    # As a state of plain arrays: what is lowered is the model's own pytree.
-    return nnx.merge(*nnx.split(model)), config
+    return abstract(config, dtype=jnp.dtype(dtype)), config
 
 
 @pytest.mark.parametrize("dtype", KIND)
@@ -76,8 +73,13 @@ def test_prefill_of_32768_tokens_in_chunks(dtype):
     model, config = two_layers(dtype)
     cache = jax.eval_shape(lambda: Cache.empty(config, 1, LONG + CHUNK, jnp.dtype(dtype)))
     tokens, added = struct(1, CHUNK, dtype="int32"), struct(1, dtype="int32")
-    extend = lambda model, tokens, added, cache: model.extend(tokens, added, cache)  # noqa: E731
-    assert temporaries(extend, model, tokens, added, cache, donate_argnums=3) < 3 * GIB
+
+    def extend(model, tokens, added, cache):
+        return model.extend(tokens, added, cache)
+
+    temporary = temporaries(extend, model, tokens, added, cache, donate_argnums=3)
+    # Far less than the prompt's own activations: chunks hold their 512 rows and blocks of keys.
+    assert temporary < GIB // 2
 
 
 @pytest.mark.parametrize("dtype", KIND)

@@ -230,10 +230,9 @@ def every_code(scales: np.ndarray) -> mxfp4.MXFP4:
     """[2, 32, 256 S]: every byte in every place, under each scale."""
     blocks = np.tile(np.arange(256, dtype=np.uint8), len(scales))
     scales = np.repeat(scales.astype(np.uint8), 256)
-    shape = (2, 1, 1)
     return mxfp4.MXFP4(
-        jnp.asarray(np.tile(np.broadcast_to(blocks, (16, blocks.size)), shape)),
-        jnp.asarray(np.tile(np.broadcast_to(scales, (1, scales.size)), shape)),
+        jnp.asarray(np.broadcast_to(blocks, (2, 16, blocks.size))),
+        jnp.asarray(np.broadcast_to(scales, (2, scales.size))),
     )
 
 

@@ -61,7 +61,7 @@ def feed(cache, steps, width: int, *, capacity_check: int):
 
 
 CAPACITY = TOTAL + 40
-EDGES = [1, 2, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 40]
+EDGES = [2, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 40]
 
 
 @pytest.mark.parametrize("length", EDGES)

@@ -31,8 +31,8 @@ def _slice(weight: MXFP4, expert, group, groups: int, column, columns: int):
     """(blocks [groups, 16, columns], scales [groups, columns]) of one expert."""
     at, size = (expert, group * HALF, column), (1, groups * HALF, columns)
     blocks = lax.dynamic_slice(weight.blocks, at, size).reshape(groups, HALF, columns)
-    scales = lax.dynamic_slice(weight.scales, (expert, group, column), (1, groups, columns))
-    return blocks, scales[0]
+    row = expert * weight.groups + group
+    return blocks, lax.dynamic_slice(weight.scales, (row, column), (groups, columns))
 
 
 def _planes(x_RK: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -45,9 +45,12 @@ def _planes(x_RK: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _packed_planes(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
     """One dot for each nibble: what is decoded feeds it in the order in which it lies."""
     _, k, n = weight.shape
-    blocks, scales = _slice(weight, expert, 0, k // GROUP, 0, n)
-    # Without the barrier XLA:TPU wants another layout of all experts' scales and copies them.
-    scales = mxfp4.decode_scales(lax.optimization_barrier(scales))[:, None]
+    groups = weight.groups
+    blocks = lax.dynamic_index_in_dim(weight.blocks, expert, keepdims=False)
+    blocks = blocks.reshape(groups, HALF, n)
+    # A gather: for a slice that is no multiple of 32 rows XLA:TPU copies all experts' scales.
+    scales = weight.scales[expert * groups + jnp.arange(groups)]
+    scales = mxfp4.decode_scales(scales)[:, None]
 
     def plane(codes: jax.Array) -> jax.Array:
         values = mxfp4.decode_codes(codes) * scales

@@ -14,9 +14,7 @@ def combine_weights(chosen_RX: jax.Array, weight_RX: jax.Array, num_experts: int
     return (one_hot_RXE * weight_RX.astype(jnp.float32)[..., None]).sum(1)
 
 
-def moe(
-    x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
-) -> jax.Array:
+def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts) -> jax.Array:
     """Sum over each row's chosen experts of weight * (W2 swiglu(W1 x + b1) + b2).
 
     Args:

@@ -18,9 +18,7 @@ _MAX_TILE = 512
 _MAX_ROWS = 4096
 
 
-def moe(
-    x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
-) -> jax.Array:
+def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts) -> jax.Array:
     """As `reference.moe`."""
     rows = x_RD.shape[0]
     if rows <= FEW_ROWS:
