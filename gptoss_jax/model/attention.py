@@ -1,5 +1,7 @@
 """Grouped-query attention with sinks, sliding or full."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +17,13 @@ Rotation = tuple[jax.Array, jax.Array]
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
     """A weight drawn with the published models' initialiser range, 0.02."""
-    return nnx.Param((jax.random.normal(rngs.params(), shape) * 0.02).astype(dtype))
+    return nnx.Param(_draw(rngs.params(), shape, dtype))
+
+
+# Jitted so that layers of one shape are traced once: `abstract` is part of every load.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return (jax.random.normal(key, shape) * 0.02).astype(dtype)
 
 
 class Attention(nnx.Module):
@@ -56,7 +64,7 @@ class Attention(nnx.Module):
           ([B, T, D], the cache with the new positions).
         """
         q, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
-        k_BKHT, v_BKHT = (x.astype(layer.k_BKHS.dtype) for x in (k_BKHT, v_BKHT))
+        k_BKHT, v_BKHT = (x.astype(layer.k_BPKHS.dtype) for x in (k_BKHT, v_BKHT))
         if self.window is None:
             out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, length_B)
         elif x_BTD.shape[1] == 1:
@@ -68,38 +76,38 @@ class Attention(nnx.Module):
     def _extend_full(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B):
         # Slots of positions that are not real hold garbage that no real query sees; the next
         # positions are written over it.
-        k_BKHS = kv.write_positions(layer.k_BKHS, k_BKHT, length_B)
-        v_BKHS = kv.write_positions(layer.v_BKHS, v_BKHT, length_B)
+        k_BPKHS = kv.write_positions(layer.k_BPKHS, k_BKHT, length_B)
+        v_BPKHS = kv.write_positions(layer.v_BPKHS, v_BKHT, length_B)
         position_BT = length_B[:, None] + jnp.arange(q_BTNH.shape[1])[None]
-        out = kernels.attend_cache(q_BTNH, k_BKHS, v_BKHS, self.sinks_N[...], position_BT)
-        return out, kv.LayerCache(k_BKHS, v_BKHS)
+        out = kernels.attend_cache(q_BTNH, k_BPKHS, v_BPKHS, self.sinks_N[...], position_BT)
+        return out, kv.LayerCache(k_BPKHS, v_BPKHS)
 
     def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, length_B, added_B):
         # A sequence that adds nothing must not lose the ring's oldest position: it writes back
         # what its slot holds.
-        window = layer.k_BKHS.shape[-1]
+        window = layer.k_BPKHS.shape[-1]
         slot_B = length_B % window
 
-        def write(ring_BKHW, new_BKH1):
+        def write(ring_B1KHW, new_BKH1):
             at = slot_B[:, None, None, None]
-            old_BKH1 = jnp.take_along_axis(ring_BKHW, at, axis=-1)
+            old_BKH1 = jnp.take_along_axis(ring_B1KHW[:, 0], at, axis=-1)
             new_BKH1 = jnp.where((added_B > 0)[:, None, None, None], new_BKH1, old_BKH1)
-            return kv.write_positions(ring_BKHW, new_BKH1, slot_B)
+            return kv.write_positions(ring_B1KHW, new_BKH1, slot_B)
 
-        layer = kv.LayerCache(write(layer.k_BKHS, k_BKH1), write(layer.v_BKHS, v_BKH1))
+        layer = kv.LayerCache(write(layer.k_BPKHS, k_BKH1), write(layer.v_BPKHS, v_BKH1))
         held_BW = kv.ring_positions(length_B + 1, window) >= 0
-        sinks_N = self.sinks_N[...]
-        out = kernels.attend(q_B1NH, layer.k_BKHS, layer.v_BKHS, sinks_N, held_BW[:, None])
+        rings = (layer.k_BPKHS[:, 0], layer.v_BPKHS[:, 0])
+        out = kernels.attend(q_B1NH, *rings, self.sinks_N[...], held_BW[:, None])
         return out, layer
 
     def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B, added_B):
-        num_new, window = q_BTNH.shape[1], layer.k_BKHS.shape[-1]
+        num_new, window = q_BTNH.shape[1], layer.k_BPKHS.shape[-1]
 
-        def join(ring_BKHW, new_BKHT):
-            ordered = kv.ring_in_order(ring_BKHW, length_B)
+        def join(ring_B1KHW, new_BKHT):
+            ordered = kv.ring_in_order(ring_B1KHW[:, 0], length_B)
             return jnp.concatenate([ordered, new_BKHT], axis=-1)
 
-        k_BKHS, v_BKHS = join(layer.k_BKHS, k_BKHT), join(layer.v_BKHS, v_BKHT)
+        k_BKHS, v_BKHS = join(layer.k_BPKHS, k_BKHT), join(layer.v_BPKHS, v_BKHT)
         out = kernels.attend_aligned(
             q_BTNH,
             k_BKHS,
@@ -108,7 +116,7 @@ class Attention(nnx.Module):
             window=window,
             first_key_B=jnp.maximum(window - length_B, 0),
         )
-        rings = (kv.write_ring(x, length_B, added_B, num_new) for x in (k_BKHS, v_BKHS))
+        rings = (kv.write_ring(x, length_B, added_B, num_new)[:, None] for x in (k_BKHS, v_BKHS))
         return out, kv.LayerCache(*rings)
 
     def _project(self, x_BTD, rotation):

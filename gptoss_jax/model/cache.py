@@ -7,19 +7,24 @@ import jax.numpy as jnp
 
 from gptoss_jax.model.config import Config
 
+PAGE = 128  # slots: the lanes of a TPU
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer, [B, K, H, S].
+    """Keys and values of one layer, P pages of S slots each.
 
     Slots are minor-most: head_dim 64 there would be padded to 128 lanes on TPU, doubling the bytes.
-    In a full layer slot s holds position s; in a sliding layer S is the window and slot
-    `position % window` holds the latest such position.
+    Pages are an axis of their own, because a slice that starts anywhere in the minor axis makes
+    XLA:TPU copy the cache into a layout with slots major, and back.
+
+    In a full layer slot s of page p holds position 128 p + s. A sliding layer is one page of W
+    slots, a ring: slot `position % W` holds the latest such position.
     """
 
-    k_BKHS: jax.Array
-    v_BKHS: jax.Array
+    k_BPKHS: jax.Array
+    v_BPKHS: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -33,30 +38,54 @@ class Cache:
     @staticmethod
     def empty(config: Config, batch: int, capacity: int, dtype: jnp.dtype) -> "Cache":
         """A cache for `batch` sequences of up to `capacity` positions, padding included."""
+        # One page more: a write touches whole pages, the one after its last slot included.
+        pages = -(-capacity // PAGE) + 1
 
         def layer(index: int) -> LayerCache:
-            slots = config.window(index) or capacity
-            shape = (batch, config.num_kv_heads, config.head_dim, slots)
+            window = config.window(index)
+            page = (config.num_kv_heads, config.head_dim, window or PAGE)
+            shape = (batch, 1 if window else pages, *page)
             return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
         layers = [layer(index) for index in range(config.num_layers)]
         return Cache(layers, jnp.zeros((batch,), jnp.int32))
 
 
-def write_positions(cache_BKHS: jax.Array, new_BKHT: jax.Array, start_B: jax.Array) -> jax.Array:
+def write_positions(cache_BPKHS: jax.Array, new_BKHT: jax.Array, start_B: jax.Array) -> jax.Array:
     """Writes T slots of each sequence from its own start, in place where the cache is donated.
 
-    A loop over sequences and not a scatter: XLA gives a scatter its own layout, and with it a copy
-    of the whole cache.
+    A loop over sequences and not a scatter, which XLA gives a layout of its own, and with it a copy
+    of the cache.
     """
+    batch, _, _, _, page = cache_BPKHS.shape
+    added = new_BKHT.shape[-1]
+    touched = (added + page - 2) // page + 1  # pages, wherever the slots start
+    width = touched * page
 
-    def write(row: int | jax.Array, cache: jax.Array) -> jax.Array:
-        new = jax.lax.dynamic_slice_in_dim(new_BKHT, row, 1)
-        return jax.lax.dynamic_update_slice(cache, new, (row, 0, 0, start_B[row]))
+    def write(row: int | jax.Array, cache_BPKHS: jax.Array) -> jax.Array:
+        offset = start_B[row] % page
+        at = (row, start_B[row] // page, 0, 0, 0)
+        old = jax.lax.dynamic_slice(cache_BPKHS, at, (1, touched, *cache_BPKHS.shape[2:]))
+        new_KHT = jax.lax.dynamic_index_in_dim(new_BKHT, row, keepdims=False)
+        slot = jnp.arange(width).reshape(1, touched, 1, 1, page)
+        written = (slot >= offset) & (slot < offset + added)
+        new = jnp.where(written, _in_pages(new_KHT, offset, touched, page), old)
+        return jax.lax.dynamic_update_slice(cache_BPKHS, new, at)
 
-    if cache_BKHS.shape[0] == 1:
-        return write(0, cache_BKHS)
-    return jax.lax.fori_loop(0, cache_BKHS.shape[0], write, cache_BKHS)
+    if batch == 1:
+        return write(0, cache_BPKHS)
+    return jax.lax.fori_loop(0, batch, write, cache_BPKHS)
+
+
+def _in_pages(new_KHT: jax.Array, offset: jax.Array, touched: int, page: int) -> jax.Array:
+    """[1, P, K, H, page] with the T new slots from `offset` on; around them anything."""
+    kv_heads, head_dim, added = new_KHT.shape
+    if added == 1:
+        return new_KHT[None, None]
+    width = touched * page
+    padded = jnp.pad(new_KHT, ((0, 0), (0, 0), (page, width - added)))
+    shifted = jax.lax.dynamic_slice_in_dim(padded, page - offset, width, axis=-1)
+    return shifted.reshape(kv_heads, head_dim, touched, page).transpose(2, 0, 1, 3)[None]
 
 
 def ring_in_order(ring_BKHW: jax.Array, length_B: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ from gptoss_jax.kernels.moe import Experts, moe
 from gptoss_jax.model.attention import normal
 from gptoss_jax.model.config import Config
 
+_encode = jax.jit(mxfp4.encode)  # traced once for all layers
+
 
 class MoE(nnx.Module):
     """Top-k experts a token.
@@ -24,7 +26,7 @@ class MoE(nnx.Module):
 
         def weight(inputs: int, outputs: int) -> nnx.Param:
             w = normal(rngs, (num_experts, inputs, outputs), dtype)
-            return nnx.Param(mxfp4.encode(w[...])) if packed_experts else w
+            return nnx.Param(_encode(w[...])) if packed_experts else w
 
         self.w_router_ED = normal(rngs, (num_experts, hidden), dtype)
         self.b_router_E = nnx.Param(jnp.zeros((num_experts,), dtype))

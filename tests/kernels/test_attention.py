@@ -77,10 +77,10 @@ def test_a_large_sink_takes_everything_and_overflows_nothing():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 8 queries (the least), 3 spans, 8 keys a block: small cases go through all."""
+    """Blocks of 8 queries (the least), 3 spans, 2 pages a block: small cases go through all."""
     monkeypatch.setattr(xla, "_MAX_SCORES", 1)
     monkeypatch.setattr(xla, "_SPANS", 3)
-    monkeypatch.setattr(xla, "_KEY_BLOCK", 8)
+    monkeypatch.setattr(xla, "_PAGES", 2)
 
 
 ALIGNED = [
@@ -139,6 +139,13 @@ def test_gradient_of_aligned(small_blocks, queries, keys, window):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * float(np.abs(e).max()))
 
 
+def pages(x_BKHS, size: int):
+    """[B, K, H, S] as a cache holds it, [B, P, K, H, size], zeros in the last page's rest."""
+    batch, kv_heads, head_dim, keys = x_BKHS.shape
+    x = jnp.pad(x_BKHS, ((0, 0), (0, 0), (0, 0), (0, -keys % size)))
+    return x.reshape(batch, kv_heads, head_dim, -1, size).transpose(0, 3, 1, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("queries", "keys", "dtype"),
     [
@@ -156,15 +163,17 @@ def test_cache(small_blocks, queries, keys, dtype):
         position = rng.integers(0, last + 1, (BATCH, queries))
         position[1, -1] = last
         mask = np.arange(keys)[None, None] <= position[..., None]
-        actual = attend(q, k, v, sinks, jnp.asarray(position, jnp.int32))
+        actual = attend(q, pages(k, 4), pages(v, 4), sinks, jnp.asarray(position, jnp.int32))
         check(actual, expected_attend(q, k, v, sinks, jnp.asarray(mask)), dtype)
 
 
-def test_cache_reads_no_block_past_the_last_position(small_blocks):
+def test_cache_reads_no_pages_past_the_last_position(small_blocks):
     q, k, v, sinks = make(2, 40)
     position = jnp.full((BATCH, 2), 13, jnp.int32)
     poison = jnp.where(jnp.arange(40) < 16, 0.0, jnp.nan).astype(jnp.float32)[None, None, None]
-    actual = jax.jit(xla.attend_cache)(q, k + poison, v + poison, sinks, position)
+    actual = jax.jit(xla.attend_cache)(
+        q, pages(k + poison, 4), pages(v + poison, 4), sinks, position
+    )
     mask = jnp.broadcast_to(jnp.arange(40)[None, None] <= 13, (BATCH, 2, 40))
     check(actual, expected_attend(q, k, v, sinks, mask), "float32")
 
@@ -173,5 +182,5 @@ def test_cache_in_blocks_as_shipped():
     q, k, v, sinks = make(3, 1100)
     position = jnp.asarray([[0, 511, 512], [1023, 1024, 1099], [7, 700, 1098]], jnp.int32)
     mask = jnp.arange(1100)[None, None] <= position[..., None]
-    actual = jax.jit(xla.attend_cache)(q, k, v, sinks, position)
+    actual = jax.jit(xla.attend_cache)(q, pages(k, 128), pages(v, 128), sinks, position)
     check(actual, expected_attend(q, k, v, sinks, mask), "float32")

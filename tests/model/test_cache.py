@@ -43,6 +43,12 @@ def check(logits_V, row: int, length: int) -> None:
     assert sample.relative_error(expected, np.asarray(logits_V)) <= MAX_ERROR
 
 
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch):
+    """Pages of 16, so that chunks and decoding cross their borders."""
+    monkeypatch.setattr("gptoss_jax.model.cache.PAGE", 16)
+
+
 def feed(cache, steps, width: int, *, capacity_check: int):
     """Appends step by step: each a list of how many tokens a row adds, in a chunk of `width`."""
     held = np.asarray(cache.length_B).copy()
@@ -147,17 +153,18 @@ def test_a_batch_row_is_its_own_sequence():
     real = slice(0, 6)
     for one, many in zip(alone.layers, together.layers, strict=True):
         np.testing.assert_allclose(
-            one.k_BKHS[0, ..., real], many.k_BKHS[0, ..., real], rtol=0, atol=2e-5
+            one.k_BPKHS[0, 0, ..., real], many.k_BPKHS[0, 0, ..., real], rtol=0, atol=2e-5
         )
 
 
 def test_shapes_of_the_cache():
     cache = model().empty_cache(2, 1000)
-    slots = [layer.k_BKHS.shape for layer in cache.layers]
-    heads = (2, CONFIG.num_kv_heads, CONFIG.head_dim)
-    assert slots == [(*heads, WINDOW), (*heads, 1000)] * 2
-    assert cache.layers[0].v_BKHS.shape == cache.layers[0].k_BKHS.shape
-    assert cache.layers[0].k_BKHS.dtype == jnp.float32
+    shapes = [layer.k_BPKHS.shape for layer in cache.layers]
+    heads = (CONFIG.num_kv_heads, CONFIG.head_dim)
+    # 63 pages of 16 hold 1000 positions, and one more is there to be touched.
+    assert shapes == [(2, 1, *heads, WINDOW), (2, 64, *heads, 16)] * 2
+    assert cache.layers[0].v_BPKHS.shape == cache.layers[0].k_BPKHS.shape
+    assert cache.layers[0].k_BPKHS.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("window", [1, 4, 7])

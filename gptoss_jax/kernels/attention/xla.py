@@ -15,7 +15,7 @@ from gptoss_jax.kernels.attention import reference
 _MAX_SCORES = 2**25
 # Causal attention over the whole sequence wastes (1 + 1/n) / 2 of its work with n spans.
 _SPANS = 8
-_KEY_BLOCK = 512
+_PAGES = 4  # a step of the running softmax
 
 
 def attend_aligned(
@@ -94,46 +94,53 @@ def _causal(q_BT: jax.Array, k_BS: jax.Array, window: int | None) -> jax.Array:
 
 def attend_cache(
     q_BTNH: jax.Array,
-    k_BKHS: jax.Array,
-    v_BKHS: jax.Array,
+    k_BPKHS: jax.Array,
+    v_BPKHS: jax.Array,
     sinks_N: jax.Array,
     position_BT: jax.Array,
 ) -> jax.Array:
-    """Attention of queries at `position` over a cache whose slot s holds position s.
+    """Attention of queries at `position` over a cache in P pages of S slots.
+
+    Slot s of page p holds position S p + s.
 
     The running softmax starts from the sink: as if one key with that logit and no value had been
-    read. Blocks past the largest position are not read. Not differentiable.
+    read. Pages past the largest position are not read, but for the rest of a block of pages. Not
+    differentiable.
 
     Returns:
       [B, T, N, H] in q's dtype.
     """
     batch, queries, heads, head_dim = q_BTNH.shape
-    kv_heads, keys = k_BKHS.shape[1], k_BKHS.shape[-1]
+    _, pages, kv_heads, _, page = k_BPKHS.shape
     shape = (batch, kv_heads, heads // kv_heads, queries)
-    q_BTKGH = q_BTNH.astype(k_BKHS.dtype)
+    q_BTKGH = q_BTNH.astype(k_BPKHS.dtype)
     q_BTKGH = q_BTKGH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    block = min(_KEY_BLOCK, keys)
+    block = min(_PAGES, pages)
 
     def body(index, carry):
         largest, total, out = carry
         # The last block is moved back to end with the cache; keys it reads again are masked.
-        start = jnp.minimum(index * block, keys - block)
-        k = jax.lax.dynamic_slice_in_dim(k_BKHS, start, block, axis=-1)
-        v = jax.lax.dynamic_slice_in_dim(v_BKHS, start, block, axis=-1)
-        slots = start + jnp.arange(block)
-        new = slots >= index * block
-        scores = einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k)
+        first = jnp.minimum(index * block, pages - block)
+        k = jax.lax.dynamic_slice_in_dim(k_BPKHS, first, block, axis=1)
+        v = jax.lax.dynamic_slice_in_dim(v_BPKHS, first, block, axis=1)
+        slots = first * page + jnp.arange(block * page)
+        new = slots >= index * block * page
+        # A dot a page: one over all pages would want them beside the slots, and a copy.
+        scores = [einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k[:, p]) for p in range(block)]
         mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
-        scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, -jnp.inf)
+        scores = jnp.concatenate(scores, axis=-1) * head_dim**-0.5
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
-        added = einsum("BKGTS,BKHS->BKGTH", weights.astype(v.dtype), v)
-        return new_largest, total * shrink + weights.sum(-1), out * shrink[..., None] + added
+        of_page = jnp.split(weights.astype(v.dtype), block, axis=-1)
+        added = [einsum("BKGTS,BKHS->BKGTH", w, v[:, p]) for p, w in enumerate(of_page)]
+        out = out * shrink[..., None] + sum(added[1:], start=added[0])
+        return new_largest, total * shrink + weights.sum(-1), out
 
     sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, -1, 1)
     carry = (jnp.broadcast_to(sinks, shape), jnp.ones(shape), jnp.zeros((*shape, head_dim)))
-    steps = jnp.minimum(position_BT.max() // block + 1, -(-keys // block))
+    steps = jnp.minimum(position_BT.max() // (block * page) + 1, -(-pages // block))
     _, total, out = jax.lax.fori_loop(0, steps, body, carry)
     out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
