@@ -68,7 +68,7 @@ class Attention(nnx.Module):
         if self.window is None:
             out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, length_B)
         elif x_BTD.shape[1] == 1:
-            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, length_B, added_B)
+            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, length_B)
         else:
             out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, length_B, added_B)
         return self._output(out), layer
@@ -82,23 +82,16 @@ class Attention(nnx.Module):
         out = kernels.attend_cache(q_BTNH, k_BPKHS, v_BPKHS, self.sinks_N[...], position_BT)
         return out, kv.LayerCache(k_BPKHS, v_BPKHS)
 
-    def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, length_B, added_B):
-        # A sequence that adds nothing must not lose the ring's oldest position: it writes back
-        # what its slot holds.
+    def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, length_B):
+        # A sequence that adds nothing writes garbage where its position length - W was, which no
+        # later query of its sees: the window holds W - 1 positions before the query's own.
         window = layer.k_BPKHS.shape[-1]
-        slot_B = length_B % window
-
-        def write(ring_B1KHW, new_BKH1):
-            at = slot_B[:, None, None, None]
-            old_BKH1 = jnp.take_along_axis(ring_B1KHW[:, 0], at, axis=-1)
-            new_BKH1 = jnp.where((added_B > 0)[:, None, None, None], new_BKH1, old_BKH1)
-            return kv.write_positions(ring_B1KHW, new_BKH1, slot_B)
-
-        layer = kv.LayerCache(write(layer.k_BPKHS, k_BKH1), write(layer.v_BPKHS, v_BKH1))
+        k_B1KHW = kv.write_positions(layer.k_BPKHS, k_BKH1, length_B % window)
+        v_B1KHW = kv.write_positions(layer.v_BPKHS, v_BKH1, length_B % window)
         held_BW = kv.ring_positions(length_B + 1, window) >= 0
-        rings = (layer.k_BPKHS[:, 0], layer.v_BPKHS[:, 0])
+        rings = (k_B1KHW[:, 0], v_B1KHW[:, 0])
         out = kernels.attend(q_B1NH, *rings, self.sinks_N[...], held_BW[:, None])
-        return out, layer
+        return out, kv.LayerCache(k_B1KHW, v_B1KHW)
 
     def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B, added_B):
         num_new, window = q_BTNH.shape[1], layer.k_BPKHS.shape[-1]
