@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss_jax.errors import UserError
@@ -12,6 +12,7 @@ from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import StreamDecoder, Tokenizer
 from gptoss_jax.text.harmony import (
     Delta,
+    Event,
     HarmonyParser,
     Message,
     from_chat,
@@ -98,13 +99,13 @@ class Turn:
         self._last_id = token
         self._generated += 1
         if self._parser is not None:
-            yield from map(_shown, filter(_is_delta, self._parser.push(token)))
+            yield from _shown(self._parser.push(token))
         elif token not in self._tokenizer.stop_ids:
             yield from self._raw(self._decoder.push(token))
 
     def _finish(self) -> Iterator[tuple[str, str]]:
         if self._parser is not None:
-            yield from map(_shown, filter(_is_delta, self._parser.finish()))
+            yield from _shown(self._parser.finish())
         else:
             yield from self._raw(self._decoder.finish())
 
@@ -137,14 +138,13 @@ class Turn:
         return "interrupted" if self._interrupted else "length"
 
 
-def _is_delta(event: Any) -> bool:
-    return isinstance(event, Delta)
-
-
-def _shown(delta: Delta) -> tuple[str, str]:
-    if delta.recipient is not None or delta.channel == "commentary":
-        return "commentary", delta.text
-    return "analysis" if delta.channel == "analysis" else "final", delta.text
+def _shown(events: Iterable[Event]) -> Iterator[tuple[str, str]]:
+    """(channel, text) of what is text; a call to a tool is commentary on any channel."""
+    for event in events:
+        if isinstance(event, Delta):
+            commentary = event.recipient is not None or event.channel == "commentary"
+            channel = "analysis" if event.channel == "analysis" else "final"
+            yield "commentary" if commentary else channel, event.text
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

@@ -31,8 +31,11 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
     def compute_block(block, y_RD):
         # The last block is moved back to end with the rows; its overlap is written twice.
         start = jnp.minimum(block * size, rows - size)
-        taken = (lax.dynamic_slice_in_dim(a, start, size) for a in (x_RD, chosen_RX, weight_RX))
-        return lax.dynamic_update_slice_in_dim(y_RD, many_rows(*taken, experts), start, axis=0)
+        x, chosen, weight = (
+            lax.dynamic_slice_in_dim(whole, start, size) for whole in (x_RD, chosen_RX, weight_RX)
+        )
+        y = many_rows(x, chosen, weight, experts)
+        return lax.dynamic_update_slice_in_dim(y_RD, y, start, axis=0)
 
     # Overwritten whole. Zeros would be shared by all layers, and so live all along and be copied.
     return lax.fori_loop(0, blocks, compute_block, x_RD.astype(jnp.float32))
