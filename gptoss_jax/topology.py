@@ -74,7 +74,10 @@ def _devices(name: str):
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             # libtpu's lock guards a device; there is none.
             os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-            topology = topologies.get_topology_desc(name, "tpu")
+            # A host of one chip, which libtpu 0.0.42 does not take for granted.
+            single = set(shape.split("x")) == {"1"}
+            bounds = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
+            topology = topologies.get_topology_desc(name, "tpu", **bounds)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         extra = "gpu" if kind in _GPUS else "tpu"
         reason = str(error).splitlines()[0]
