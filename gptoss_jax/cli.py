@@ -1,6 +1,7 @@
 """What every verb shares: help in groups, one-line errors, exit codes. Imports no JAX."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def number(kind: type[int] | type[float], least: float, most: float | None = Non
 
     def parse(text: str) -> int | float:
         value = kind(text)
-        if not least <= value <= (float("inf") if most is None else most):
+        if not (math.isfinite(value) and least <= value <= (value if most is None else most)):
             span = f"at least {least:g}" if most is None else f"in {least:g}..{most:g}"
             raise argparse.ArgumentTypeError(f"{text} must be {span}")
         return value

@@ -7,7 +7,7 @@ from pathlib import Path
 from gptoss_jax import cli
 
 _LAYOUTS = ("hf", "hf-bf16", "original", "orbax")
-_SIZES = ("20b", "120b")
+_SIZES = ("20b", "120b", "tiny")
 
 
 def main(argv: list[str] | None = None) -> int:

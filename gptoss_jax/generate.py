@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     fraction = cli.number(float, 0, 1)
     sampling.add_argument("--max-tokens", type=cli.number(int, 1), default=4096, metavar="N")
     sampling.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="X")
-    sampling.add_argument("--top-p", type=fraction, default=1.0, metavar="P")
+    sampling.add_argument("--top-p", type=cli.number(float, 1e-6, 1), default=1.0, metavar="P")
     sampling.add_argument("--top-k", type=cli.number(int, 0), default=0, metavar="K")
     sampling.add_argument("--min-p", type=fraction, default=0.0, metavar="P")
     sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
@@ -146,9 +146,12 @@ def _stream(turn: "Turn", arguments: argparse.Namespace) -> None:
         # A second Ctrl-C does not wait for the device.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    signal.signal(signal.SIGINT, interrupt)
     last = None
     for channel, text in turn:
+        # From the first text on, Ctrl-C ends the turn after the device call under way; before it
+        # there is nothing to keep, and it ends the program.
+        if last is None:
+            signal.signal(signal.SIGINT, interrupt)
         if channel in ("final", "raw"):
             if not arguments.json:
                 print(text, end="", flush=True)

@@ -92,7 +92,9 @@ def test_python_gives_the_same_turn(checkpoint):
         (["Hi"], 2, "--checkpoint"),
         (["--checkpoint", "/nowhere"], 2, "no prompt"),
         (["--checkpoint", "/nowhere", "--top-p", "1.5", "Hi"], 2, "--top-p"),
+        (["--checkpoint", "/nowhere", "--top-p", "0", "Hi"], 2, "--top-p"),
         (["--checkpoint", "/nowhere", "--temperature", "-1", "Hi"], 2, "--temperature"),
+        (["--checkpoint", "/nowhere", "--temperature", "inf", "Hi"], 2, "--temperature"),
         (["--checkpoint", "/nowhere", "--max-tokens", "0", "Hi"], 2, "--max-tokens"),
         (["--checkpoint", "/nowhere", "--reasoning-effort", "huge", "Hi"], 2, "huge"),
         (["--checkpoint", "/nowhere", "--no-such-flag", "Hi"], 2, "--no-such-flag"),
@@ -128,3 +130,26 @@ def test_ctrl_c_keeps_what_was_generated(checkpoint):
     assert process.returncode == 130
     assert first + rest
     assert b"Traceback" not in errors
+
+
+def test_the_readme_makes_the_checkpoint_that_it_generates_from(tmp_path):
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    (convert,) = re.findall(r"-m (gptoss_jax\.convert --synthetic \S+) tiny-gpt-oss", readme)
+    subprocess.run([sys.executable, "-m", *convert.split(), str(tmp_path / "tiny")], check=True)
+    assert on(tmp_path / "tiny", "--max-tokens", "3", "Why is the sky blue?").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": -1}, "seed is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"tokenizer": None}, "no tokenizer"),
+    ],
+)
+def test_complete_refuses_in_a_line(checkpoint, wrong, message):
+    model, tokenizer = gptoss_jax.load(checkpoint)
+    arguments = {"tokenizer": tokenizer} | wrong
+    with pytest.raises(ValueError, match=message):
+        gptoss_jax.complete(model, messages=[{"role": "user", "content": "Hi"}], **arguments)

@@ -45,7 +45,7 @@ def write_synthetic(
     alone, not on the number of threads. Logits are finite and neither flat nor peaked.
 
     Args:
-      size: "20b", "120b", or a config.
+      size: "20b", "120b", "tiny", or a config.
       directory: new or empty.
       layers: how many layers instead of the config's own.
       seed: of every tensor, together with its name.

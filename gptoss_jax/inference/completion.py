@@ -217,7 +217,9 @@ def complete(
       UserError: a sampling value out of range, or a prompt that leaves no room to answer.
       HarmonyError: a message is not of the chat API's form.
     """
-    check_sampling(temperature, top_p, top_k, min_p)
+    check_sampling(temperature, top_p, top_k, min_p, seed)
+    if tokenizer is None:
+        raise UserError("no tokenizer: load one with gptoss_jax.text.load_tokenizer(FILE or DIR)")
     prompt = render_chat(tokenizer, messages, reasoning_effort)
     sampling = Sampling.same(
         1, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
@@ -228,7 +230,7 @@ def complete(
     return turn.completion()
 
 
-def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
+def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float, seed: int) -> None:
     """Raises a UserError that names a sampling value out of its range."""
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or more")
@@ -238,3 +240,5 @@ def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float) -
         raise UserError(f"top_k is {top_k}; it must be 0 (all tokens) or more")
     if not 0 <= min_p <= 1:
         raise UserError(f"min_p is {min_p}; it must lie in 0..1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must lie in 0..{2**32 - 1}")

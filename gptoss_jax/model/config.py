@@ -96,7 +96,7 @@ class Config:
 PRESETS = {
     "20b": Config(num_layers=24, num_experts=32),
     "120b": Config(num_layers=36, num_experts=128),
-    # The published vocabulary on a network of 40 MB, to try the commands with.
+    # The published vocabulary on a network of 52 MB, to try the commands with.
     "tiny": Config(
         num_layers=4,
         num_experts=8,
