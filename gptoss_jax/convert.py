@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "convert",
         "Converts a checkpoint to another layout, or writes a synthetic one.",
-        ["gpt-oss-20b/ gpt-oss-20b-orbax/ --to orbax", "--synthetic 20b /tmp/tiny --layers 2"],
+        ["gpt-oss-20b/ gpt-oss-20b-orbax/ --to orbax", "--synthetic 20b two-layers/ --layers 2"],
     )
     parser.add_argument("paths", nargs="+", metavar="SRC DIR", type=Path, help="from, to")
     conversion = parser.add_argument_group("Conversion")
@@ -31,21 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument(
         "--synthetic", choices=_SIZES, metavar="SIZE", help=f"random weights: {', '.join(_SIZES)}"
     )
-    synthetic.add_argument("--layers", type=_positive, metavar="N", help="instead of the size's")
-    synthetic.add_argument("--seed", type=_natural, metavar="N", help="default 0")
+    synthetic.add_argument(
+        "--layers", type=cli.number(int, 1), metavar="N", help="instead of the size's"
+    )
+    synthetic.add_argument("--seed", type=cli.number(int, 0), metavar="N", help="default 0")
     return parser
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
 
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
