@@ -149,6 +149,10 @@ _ORIGINAL_KEYS = {
     "rope_beta_slow": "rope_ntk_alpha",
     "rope_beta_fast": "rope_ntk_beta",
 }
+# What names the hub's files as gpt-oss's; one of the two is enough.
+_FAMILY = {"architectures": [ARCHITECTURE], "model_type": "gpt_oss"}
+# What gpt-oss has no choice in, though the hub's files say it.
+_FIXED = {"tie_word_embeddings": False, "attention_bias": True, "hidden_act": "silu"}
 _FIELD_TYPES = {field.name: field.type for field in dataclasses.fields(Config)}
 
 
@@ -179,6 +183,7 @@ def read_config(path: str | Path) -> Config:
             f"{path}: key 'architectures' is missing; this is no gpt-oss config.json "
             f'(expected "architectures": ["{ARCHITECTURE}"], or the original layout\'s keys)'
         )
+    _check_spellings(raw, fields, key_of, path)
     try:
         return Config(**fields)
     except UserError as error:
@@ -200,17 +205,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    named = raw.get("architectures") or [raw.get("model_type")]
-    if named not in ([ARCHITECTURE], ["gpt_oss"]):
-        raise UserError(f"{path}: key 'architectures': {named} is not supported, only gpt-oss is")
+    _check_family(raw, path)
     fields = _take(raw, _HF_KEYS, path)
-    rope_key = "rope_parameters" if "rope_parameters" in raw else "rope_scaling"
-    rope = raw.get(rope_key)
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: key {rope_key!r} is missing; add gpt-oss's YaRN parameters")
-    rope = {"rope_theta": raw.get("rope_theta")} | rope
-    if rope["rope_theta"] is None:
-        raise UserError(f"{path}: key 'rope_theta' is missing")
+    rope_key, rope = _rope(raw, path)
     kind = rope.get("rope_type")
     if kind == "yarn":
         fields |= _take(rope, _HF_ROPE_KEYS, path, inside=rope_key)
@@ -228,11 +225,49 @@ def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], di
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
             raise UserError(f"{path}: key 'layer_types': {kinds!r} is no list of names")
         fields["layer_types"] = tuple(kinds)
-    for key, expected in {"tie_word_embeddings": False, "attention_bias": True}.items():
-        if raw.get(key, expected) is not expected:
-            raise UserError(f"{path}: key {key!r}: {raw[key]} is not gpt-oss (expected {expected})")
+    for key, expected in _FIXED.items():
+        if raw.get(key, expected) != expected:
+            shown = f"{raw[key]!r} is not gpt-oss (expected {expected!r})"
+            raise UserError(f"{path}: key {key!r}: {shown}")
     key_of = _HF_KEYS | {k: f"{rope_key}.{v}" for k, v in _HF_ROPE_KEYS.items()}
     return fields, key_of
+
+
+def _check_family(raw: dict[str, Any], path: Path) -> None:
+    """Refuses another architecture than gpt-oss, whichever key names it."""
+    given = [key for key in _FAMILY if raw.get(key)] or ["architectures"]
+    for key in given:
+        if raw.get(key) != _FAMILY[key]:
+            raise UserError(f"{path}: key {key!r}: {raw.get(key)!r} is not gpt-oss")
+
+
+def _rope(raw: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
+    """The key of the rotary parameters, and these with `rope_theta` among them."""
+    v5, hub = raw.get("rope_parameters"), raw.get("rope_scaling")
+    rope_key, rope = ("rope_scaling", hub) if v5 is None else ("rope_parameters", v5)
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: key {rope_key!r} is missing; add gpt-oss's YaRN parameters")
+    for key, again in (hub if isinstance(hub, dict) else {}).items():
+        _same(f"{rope_key}.{key}", rope.get(key, again), f"rope_scaling.{key}", again, path)
+    rope = {"rope_theta": raw.get("rope_theta")} | rope
+    if rope["rope_theta"] is None:
+        raise UserError(f"{path}: key 'rope_theta' is missing")
+    return rope_key, rope
+
+
+def _check_spellings(
+    raw: dict[str, Any], fields: dict[str, Any], key_of: dict[str, str], path: Path
+) -> None:
+    """Refuses a value that stands again, differently, under the other dialect's name for it."""
+    for keys in (_HF_KEYS, _ORIGINAL_KEYS):
+        for field, key in keys.items():
+            if field in fields and field in key_of and raw.get(key) is not None:
+                _same(key_of[field], fields[field], key, raw[key], path)
+
+
+def _same(key: str, value: Any, other: str, again: Any, path: Path) -> None:
+    if value != again:
+        raise UserError(f"{path}: keys {key!r} and {other!r} differ: {value!r} and {again!r}")
 
 
 def _take(

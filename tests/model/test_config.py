@@ -178,6 +178,29 @@ BAD = {
     "tied": (bad("hub", tie_word_embeddings=True), "tie_word_embeddings"),
     "no_bias": (bad("hub", attention_bias=False), "attention_bias"),
     "architecture": (bad("hub", architectures=["LlamaForCausalLM"]), "architectures"),
+    "model_type": (bad("hub", model_type="llama"), "'model_type': 'llama'"),
+    "neither": (bad("hub", architectures=[], model_type=None), "architectures"),
+    "activation": (bad("hub", hidden_act="gelu"), "'hidden_act': 'gelu'"),
+    "two_numbers_active": (
+        bad("hub", experts_per_token=3),
+        "'num_experts_per_tok' and 'experts_per_token' differ: 2 and 3",
+    ),
+    "two_numbers_of_experts": (
+        bad("original", num_local_experts=9),
+        "'num_experts' and 'num_local_experts' differ: 8 and 9",
+    ),
+    "two_contexts": (
+        bad("hub", initial_context_length=128),
+        "'rope_scaling.original_max_position_embeddings' and 'initial_context_length' differ",
+    ),
+    "two_thetas": (
+        bad("transformers_v5", rope_theta=10_000),
+        "'rope_parameters.rope_theta' and 'rope_theta' differ",
+    ),
+    "two_ropes": (
+        bad("transformers_v5", rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+        "'rope_parameters.factor' and 'rope_scaling.factor' differ: 8.0 and 4.0",
+    ),
     "no_architecture": ({"hidden_size": 96}, "architectures"),
     "limit": (bad("hub", swiglu_limit="7"), "swiglu_limit"),
     "not_json": ("{", "JSON"),
