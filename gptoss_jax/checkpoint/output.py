@@ -110,8 +110,6 @@ def hf_config(config: Config, *, packed_experts: bool, dtype: str) -> dict[str, 
     """The `config.json` of an HF directory whose dense tensors are of safetensors `dtype`."""
     raw = to_hf_json(config, packed_experts=packed_experts)
     raw["torch_dtype"] = {"BF16": "bfloat16", "F32": "float32"}[dtype]
-    if raw["pad_token_id"] >= config.vocab_size:
-        raw["pad_token_id"] = None  # a small model; transformers refuses an id it has no row for
     return raw
 
 

@@ -306,7 +306,8 @@ def to_hf_json(config: Config, *, packed_experts: bool) -> dict[str, Any]:
         "attention_bias": True,
         "attention_dropout": 0.0,
         "eos_token_id": 200_002,
-        "pad_token_id": 199_999,
+        # transformers refuses an id it has no row for.
+        "pad_token_id": 199_999 if config.vocab_size > 199_999 else None,
         "experts_per_token": config.experts_per_token,
         "hidden_act": "silu",
         "initial_context_length": config.rope_original_context,

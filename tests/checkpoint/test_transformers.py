@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 def theirs(request, config, tmp_path):
     """A random model saved by transformers, and where."""
     torch.manual_seed(0)
-    raw = to_hf_json(config, packed_experts=False) | {"pad_token_id": None}
+    raw = to_hf_json(config, packed_experts=False)
     model = transformers.GptOssForCausalLM(transformers.GptOssConfig(**raw))
     with torch.no_grad():
         for parameter in model.parameters():
