@@ -219,7 +219,11 @@ class HarmonyParser:
         header = read_header(self._parts, self._role, complete=False)
         self._parts = None
         if not (header.name or header.channel or header.recipient or header.rest):
-            return  # says nothing: a doubled <|start|>, or a token that ends nothing
+            if header.content_type is None:
+                return  # says nothing: a doubled <|start|>, or a token that ends nothing
+            # A type of nothing is text like any other.
+            header.rest = header.content_type.removeprefix(CONSTRAIN)
+            header.content_type = None
         self._open_message(header, flagged=True, implicit=True)
         self._emit(header.rest)
 
