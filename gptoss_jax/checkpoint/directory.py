@@ -151,8 +151,7 @@ def _check(rules: list[Rule], entries: dict[str, Entry], directory: Path) -> Non
 
 def _problems(rules: list[Rule], entries: dict[str, Entry], directory: Path) -> Iterator[str]:
     expected = {tensor.name: tensor for rule in rules for tensor in rule.tensors}
-    files = sorted({entry.file.name for entry in entries.values()})
-    where = directory / files[0] if len(files) == 1 else directory / "model*.safetensors"
+    where = _listing(entries, directory)
     for name, tensor in expected.items():
         entry = entries.get(name)
         if entry is None:
@@ -164,3 +163,11 @@ def _problems(rules: list[Rule], entries: dict[str, Entry], directory: Path) -> 
             yield f"{entry.file}: tensor {name!r}: shape {shapes} as config.json has it"
     for name in sorted(entries.keys() - expected.keys()):
         yield f"{entries[name].file}: tensor {name!r}: config.json has no place for it"
+
+
+def _listing(entries: dict[str, Entry], directory: Path) -> Path:
+    """Where all tensors should be found: the index, or the shards that have none."""
+    if (directory / INDEX).exists():
+        return directory / INDEX
+    files = {entry.file for entry in entries.values()}
+    return files.pop() if len(files) == 1 else directory / "model*.safetensors"

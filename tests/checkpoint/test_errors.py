@@ -119,7 +119,15 @@ def absent_from_index(directory):
     (directory / INDEX).write_text(json.dumps(raw))
 
 
+def take_out_of_index_and_shard(directory):
+    raw = json.loads((directory / INDEX).read_text())
+    file = directory / raw["weight_map"].pop(Q)
+    (directory / INDEX).write_text(json.dumps(raw))
+    save_file({name: x for name, x in load_file(file).items() if name != Q}, file)
+
+
 SHARDED = {
+    "tensor nowhere": (take_out_of_index_and_shard, [INDEX, f"{Q!r} is missing"]),
     "shard missing": (lambda d: (d / shard(2)).unlink(), [shard(2), "no such file", "'model."]),
     "shard absent from the index": (absent_from_index, [shard(2), "absent from", "'model."]),
     "tensor absent from the index": (
