@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
@@ -116,8 +117,9 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
 
 def _tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
     from gptoss_jax.loading import find_tokenizer
-    from gptoss_jax.model.config import read_config
+    from gptoss_jax.model.config import check_directory, read_config
 
+    check_directory(Path(arguments.checkpoint))
     config = read_config(arguments.checkpoint)
     tokenizer = find_tokenizer(arguments.checkpoint, config.vocab_size, arguments.tokenizer)
     if tokenizer is None:

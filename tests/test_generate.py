@@ -109,6 +109,14 @@ def test_mistakes_are_one_line_and_the_right_code(words, code, message):
     assert message in last and "Traceback" not in shown.stderr
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_for_a_checkpoint_is_told_from_its_directory(checkpoint, name):
+    file = checkpoint / name
+    shown = on(file, "Hi")
+    assert shown.returncode == 1
+    assert shown.stderr == f"error: {file} is a file; give its directory {checkpoint}\n"
+
+
 def test_a_foreign_tokenizer_is_refused(checkpoint, tmp_path):
     missing = on(checkpoint, "--tokenizer", str(tmp_path), "Hi")
     assert missing.returncode == 1 and str(tmp_path) in missing.stderr

@@ -12,7 +12,7 @@ from gptoss_jax.checkpoint import hf, original
 from gptoss_jax.checkpoint.rules import Rule
 from gptoss_jax.checkpoint.safetensors_file import Entry, read_header
 from gptoss_jax.errors import UserError
-from gptoss_jax.model.config import Config, read_config, read_json_object
+from gptoss_jax.model.config import Config, check_directory, read_config, read_json_object
 
 INDEX = "model.safetensors.index.json"
 ORBAX_FOLDER = "params"
@@ -76,8 +76,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _entries(directory: Path) -> dict[str, Entry]:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory")
+    check_directory(directory)
     files = sorted(directory.glob("model*.safetensors"))
     index = directory / INDEX
     placed = _read_index(index, files) if index.exists() else {}

@@ -191,6 +191,14 @@ def read_config(path: str | Path) -> Config:
         raise UserError(f"{path}: key {key_of.get(field, field)!r}: {problem}") from None
 
 
+def check_directory(path: Path) -> None:
+    """Raises a UserError if the path is no directory; of a file it proposes the file's."""
+    if path.is_file():
+        raise UserError(f"{path} is a file; give its directory {path.parent}")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Reads a file that must hold one JSON object; a one-line UserError names it otherwise."""
     try:

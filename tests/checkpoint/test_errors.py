@@ -105,6 +105,12 @@ def test_a_broken_directory_is_refused_by_name(copy, name):
         assert part in message
 
 
+@pytest.mark.parametrize("name", ["config.json", FILE])
+def test_a_file_is_told_from_its_directory(published, name):
+    file = published / name
+    assert refused(file) == f"{file} is a file; give its directory {published}"
+
+
 def place(name, file):
     return edit_json(INDEX, lambda index: index["weight_map"].update({name: file}))
 
