@@ -153,11 +153,23 @@ def test_the_readme_makes_the_checkpoint_that_it_generates_from(tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        ({"seed": "3"}, "seed is '3'; it must be"),
+        ({"seed": True}, "seed is True; it must be"),
+        ({"max_tokens": 1.5}, "max_tokens is 1.5; it must be a whole number"),
+        ({"max_tokens": "3"}, "max_tokens is '3'; it must be"),
+        ({"max_tokens": True}, "max_tokens is True; it must be"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+        ({"messages": "hi"}, "messages: give a list of dictionaries"),
+        ({"messages": ["hi"]}, r"messages\[0\]: give a dictionary"),
         ({"tokenizer": None}, "no tokenizer"),
     ],
 )
 def test_complete_refuses_in_a_line(checkpoint, wrong, message):
     model, tokenizer = gptoss_jax.load(checkpoint)
-    arguments = {"tokenizer": tokenizer} | wrong
-    with pytest.raises(ValueError, match=message):
-        gptoss_jax.complete(model, messages=[{"role": "user", "content": "Hi"}], **arguments)
+    right = {"tokenizer": tokenizer, "messages": [{"role": "user", "content": "Hi"}]}
+    with pytest.raises(ValueError, match=message) as caught:
+        gptoss_jax.complete(model, **right | wrong)
+    assert "\n" not in str(caught.value)

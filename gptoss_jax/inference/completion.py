@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -214,10 +215,10 @@ def complete(
       reasoning_effort: low, medium (the default) or high.
 
     Raises:
-      UserError: a sampling value out of range, or a prompt that leaves no room to answer.
+      UserError: a value of the wrong type or out of its range, or a prompt that leaves no room.
       HarmonyError: a message is not of the chat API's form.
     """
-    check_sampling(temperature, top_p, top_k, min_p, seed)
+    check_sampling(max_tokens, temperature, top_p, top_k, min_p, seed)
     if tokenizer is None:
         raise UserError("no tokenizer: load one with gptoss_jax.text.load_tokenizer(FILE or DIR)")
     prompt = render_chat(tokenizer, messages, reasoning_effort)
@@ -230,8 +231,16 @@ def complete(
     return turn.completion()
 
 
-def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float, seed: int) -> None:
-    """Raises a UserError that names a sampling value out of its range."""
+def check_sampling(
+    max_tokens: int, temperature: float, top_p: float, top_k: int, min_p: float, seed: int
+) -> None:
+    """Raises a UserError that names a value of the wrong type or out of its range."""
+    for name, value in {"max_tokens": max_tokens, "top_k": top_k, "seed": seed}.items():
+        _check_type(name, value, numbers.Integral, "a whole number")
+    for name, value in {"temperature": temperature, "top_p": top_p, "min_p": min_p}.items():
+        _check_type(name, value, numbers.Real, "a number")
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or more")
     if not 0 < top_p <= 1:
@@ -242,3 +251,9 @@ def check_sampling(temperature: float, top_p: float, top_k: int, min_p: float, s
         raise UserError(f"min_p is {min_p}; it must lie in 0..1")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must lie in 0..{2**32 - 1}")
+
+
+def _check_type(name: str, value: Any, kind: type, what: str) -> None:
+    # Python's True is a number; nobody means it as one.
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise UserError(f"{name} is {value!r}; it must be {what}")

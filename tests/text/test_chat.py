@@ -109,11 +109,29 @@ def test_single_messages(message, want):
             r"messages\[0\].tool_calls\[0\]: no f",
         ),
         ({"role": "assistant", "tool_calls": ["x"]}, r"messages\[0\].tool_calls\[0\]: no function"),
+        ({"role": "assistant", "tool_calls": 5}, r"messages\[0\].tool_calls: give a list, not"),
+        (
+            {"role": "assistant", "content": "x", "reasoning": {"text": "why"}},
+            r"messages\[0\].reasoning: give a string, not a value of type dict",
+        ),
+        (
+            {"role": "assistant", "reasoning": "why", "reasoning_content": ["why"]},
+            r"messages\[0\].reasoning_content: give a string",
+        ),
+        ("hi", r"messages\[0\]: give a dictionary with role and content, not a value of type str"),
+        (None, r"messages\[0\]: give a dictionary"),
     ],
 )
 def test_mistakes_name_the_message(message, error):
     with pytest.raises(HarmonyError, match=error) as caught:
         from_chat([message])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("messages", ["hi", b"hi", None, {"role": "user", "content": "hi"}, 5])
+def test_what_is_no_list_of_messages_is_refused(messages):
+    with pytest.raises(HarmonyError, match="messages: give a list of dictionaries") as caught:
+        from_chat(messages)
     assert "\n" not in str(caught.value)
 
 

@@ -72,6 +72,7 @@ def from_chat(
     Raises:
       HarmonyError: a message is not of this form; the text names its index.
     """
+    _check_form(messages)
     tools = tuple(tools)
     lead = 0
     while lead < len(messages) and messages[lead].get("role") in ("system", "developer"):
@@ -135,6 +136,22 @@ def tool_functions(tools: Iterable[Mapping[str, Any]]) -> list[ToolFunction]:
     return out
 
 
+def _check_form(messages: Any) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise HarmonyError(
+            f"messages: give a list of dictionaries with role and content, not {_kind(messages)}"
+        )
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise HarmonyError(
+                f"messages[{i}]: give a dictionary with role and content, not {_kind(message)}"
+            )
+
+
+def _kind(value: Any) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
 def _convert(message: Mapping[str, Any], i: int, names: dict[str, str]) -> list[Message]:
     role = message.get("role")
     if role in ("system", "developer"):
@@ -153,16 +170,31 @@ def _convert(message: Mapping[str, Any], i: int, names: dict[str, str]) -> list[
 
 def _assistant(message: Mapping[str, Any], i: int, names: dict[str, str]) -> list[Message]:
     out = []
-    reasoning = next((message[f] for f in _REASONING_FIELDS if message.get(f)), None)
-    if isinstance(reasoning, str):
+    reasoning = _reasoning(message, i)
+    if reasoning:
         out.append(Message("assistant", reasoning, channel=ANALYSIS))
-    text, calls = _text(message, i), list(message.get("tool_calls") or [])
+    text, calls = _text(message, i), _tool_calls(message, i)
     if message.get("function_call"):
         calls.append({"function": message["function_call"]})
     if text or not (calls or reasoning):
         channel = COMMENTARY if calls else FINAL
         out.append(Message("assistant", text, channel=channel))
     return out + [_call(c, f"messages[{i}].tool_calls[{n}]", names) for n, c in enumerate(calls)]
+
+
+def _reasoning(message: Mapping[str, Any], i: int) -> str:
+    given = {field: message[field] for field in _REASONING_FIELDS if message.get(field) is not None}
+    for field, text in given.items():
+        if not isinstance(text, str):
+            raise HarmonyError(f"messages[{i}].{field}: give a string, not {_kind(text)}")
+    return next(filter(None, given.values()), "")
+
+
+def _tool_calls(message: Mapping[str, Any], i: int) -> list[Any]:
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        raise HarmonyError(f"messages[{i}].tool_calls: give a list, not {_kind(calls)}")
+    return list(calls)
 
 
 def _call(call: Any, where: str, names: dict[str, str]) -> Message:
