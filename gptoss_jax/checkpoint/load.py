@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from gptoss_jax.checkpoint import orbax_dir
@@ -14,6 +14,7 @@ from gptoss_jax.checkpoint.directory import is_orbax, open_checkpoint
 from gptoss_jax.checkpoint.parameters import Target, parameter
 from gptoss_jax.checkpoint.progress import bar, chunks, in_order
 from gptoss_jax.checkpoint.source import Reading, Source, safetensors_source
+from gptoss_jax.model.placement import format_of
 from gptoss_jax.model.transformer import GptOss, abstract
 
 # What a chunk does in the reader's thread once it is filled: places it on the device, and tells how
@@ -37,7 +38,7 @@ def load_model(
     Args:
       path: the directory.
       dtype: the compute dtype, float32 or bfloat16. Parameters keep the dtype of the files.
-      mesh: where the model goes, replicated; None: the default device.
+      mesh: where the model goes, replicated; None: the first device.
       progress: shows a bar in bytes on stderr where that is a terminal.
 
     Raises:
@@ -45,7 +46,7 @@ def load_model(
       OSError: a file that cannot be read.
     """
     source = open_source(Path(path))
-    sharding = None if mesh is None else NamedSharding(mesh, P())
+    sharding = NamedSharding(mesh, P()) if mesh else SingleDeviceSharding(jax.devices()[0])
     model = abstract(
         source.config,
         dtype=dtype,
@@ -67,12 +68,13 @@ def open_source(directory: Path) -> Source:
 
 
 def _jobs(
-    source: Source, model: GptOss, sharding: jax.sharding.Sharding | None
+    source: Source, model: GptOss, sharding: jax.sharding.Sharding
 ) -> Iterator[Callable[[], _Placing]]:
     for reading in source.readings:
         param = parameter(model, reading.path)
         likes, treedef = jax.tree.flatten(param.get_value())
-        targets = [Target(like, reading.rows, sharding) for like in likes]
+        places = [format_of(reading.path, like, sharding) for like in likes]
+        targets = [Target(*each, reading.rows) for each in zip(likes, places, strict=True)]
 
         def finish(param: nnx.Param = param, treedef=treedef, targets=targets) -> None:
             param.set_value(jax.tree.unflatten(treedef, [target.finish() for target in targets]))

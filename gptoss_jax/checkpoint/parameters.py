@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.experimental.layout import Format
 
 from gptoss_jax.model.transformer import GptOss
 
@@ -41,14 +42,14 @@ class Target:
     """
 
     def __init__(
-        self, like: jax.ShapeDtypeStruct, rows: int, sharding: jax.sharding.Sharding | None
+        self, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding | Format, rows: int
     ):
         self._like = like
         self._entries = like.shape[0] // rows
-        self._sharding = sharding
+        self._where = where
         self._host = None
         self._device = None
-        if _on_cpu(sharding):
+        if _on_cpu(where):
             self._host = aligned_empty(like.shape, like.dtype)
 
     def slice(self, first: int, rows: int) -> np.ndarray:
@@ -65,30 +66,34 @@ class Target:
             return
         filled = filled.reshape(-1, *self._like.shape[1:])
         if len(filled) == self._like.shape[0]:
-            self._device = jax.device_put(filled, self._sharding)
+            self._device = jax.device_put(filled, self._where)
             return
         if self._device is None:
-            self._device = _zeros(self._like.shape, self._like.dtype, self._sharding)
-        chunk = jax.device_put(filled, self._sharding)
-        self._device = _update(self._device, chunk, np.int32(first * self._entries))
+            self._device = _zeros(self._like.shape, self._like.dtype, self._where)
+        chunk = jax.device_put(filled, self._where)
+        self._device = _updater(self._where)(self._device, chunk, first * self._entries)
 
     def finish(self) -> jax.Array:
         if self._host is not None:
-            return jax.device_put(self._host, self._sharding)
+            return jax.device_put(self._host, self._where)
         assert self._device is not None
         return self._device
 
 
-def _on_cpu(sharding: jax.sharding.Sharding | None) -> bool:
-    if sharding is None:
-        return jax.default_backend() == "cpu"
+def _on_cpu(where: jax.sharding.Sharding | Format) -> bool:
+    sharding = where.sharding if isinstance(where, Format) else where
     return all(device.platform == "cpu" for device in sharding.device_set)
 
 
-def _zeros(shape, dtype, sharding):
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+def _zeros(shape, dtype, where):
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)()
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _update(array: jax.Array, chunk: jax.Array, first: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice_in_dim(array, chunk, first, axis=0)
+@functools.cache
+def _updater(where: jax.sharding.Sharding | Format):
+    """The program that writes a slice in place, into an array that keeps its layout."""
+
+    def update(array: jax.Array, chunk: jax.Array, first: int) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(array, chunk, first, axis=0)
+
+    return jax.jit(update, donate_argnums=0, out_shardings=where)

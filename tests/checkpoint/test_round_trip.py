@@ -3,6 +3,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
@@ -169,7 +170,8 @@ def test_a_mesh_gets_the_model_replicated(published, monkeypatch, on_cpu):
 
 
 def test_the_host_buffer_becomes_the_array():
-    target = parameters.Target(jax.ShapeDtypeStruct((64, 1000), np.uint8), 64, None)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = parameters.Target(jax.ShapeDtypeStruct((64, 1000), np.uint8), where, 64)
     buffer = target.slice(0, 64)
     buffer[...] = 7
     target.write(0, buffer)
@@ -180,8 +182,24 @@ def test_chunks_are_written_in_place():
     like = jax.ShapeDtypeStruct((64, 1000), np.uint8)
     chunk = jax.ShapeDtypeStruct((8, 1000), np.uint8)
     first = jax.ShapeDtypeStruct((), np.int32)
-    memory = parameters._update.lower(like, chunk, first).compile().memory_analysis()
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    program = parameters._updater(where).lower(like, chunk, first).compile()
+    memory = program.memory_analysis()
     assert (memory.alias_size_in_bytes, memory.temp_size_in_bytes) == (64_000, 0)
+
+
+def test_chunks_keep_the_layout_that_was_asked_for(monkeypatch):
+    monkeypatch.setattr(parameters, "_on_cpu", lambda where: False)
+    where = Format(Layout((1, 0)), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    target = parameters.Target(jax.ShapeDtypeStruct((64, 1000), np.uint8), where, 64)
+    expected = np.random.default_rng(0).integers(0, 256, (64, 1000), np.uint8)
+    for first in range(0, 64, 16):
+        buffer = target.slice(first, 16)
+        buffer[...] = expected[first : first + 16]
+        target.write(first, buffer)
+    array = target.finish()
+    assert array.format.layout.major_to_minor == (1, 0)
+    np.testing.assert_array_equal(array, expected)
 
 
 def test_tokenizer_files_and_generation_config_go_along(published, tmp_path):
