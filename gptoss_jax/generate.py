@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument("--max-tokens", type=cli.number(int, 1), default=4096, metavar="N")
     sampling.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="X")
     sampling.add_argument("--top-p", type=cli.number(float, 1e-6, 1), default=1.0, metavar="P")
-    sampling.add_argument("--top-k", type=cli.number(int, 0), default=0, metavar="K")
+    sampling.add_argument("--top-k", type=cli.number(int, 0, 2**31 - 1), default=0, metavar="K")
     sampling.add_argument("--min-p", type=fraction, default=0.0, metavar="P")
     sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
     reasoning = parser.add_argument_group("Reasoning")

@@ -245,8 +245,8 @@ def check_sampling(
         raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or more")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if top_k < 0:
-        raise UserError(f"top_k is {top_k}; it must be 0 (all tokens) or more")
+    if not 0 <= top_k < 2**31:
+        raise UserError(f"top_k is {top_k}; it must lie in 0 (all tokens)..{2**31 - 1}")
     if not 0 <= min_p <= 1:
         raise UserError(f"min_p is {min_p}; it must lie in 0..1")
     if not 0 <= seed < 2**32:

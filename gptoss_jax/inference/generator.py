@@ -99,6 +99,7 @@ class Generator:
         self.timings = Timings()
         lengths = np.array([len(prompt) for prompt in prompts])
         limit = self.model.config.max_context
+        max_tokens = min(max_tokens, limit)  # any integer, and the sums below are of int64
         limit_B = jnp.asarray(np.minimum(lengths + max_tokens, limit), jnp.int32)
         rules = device.Rules(sampling, self._banned_V, self._stops_V, limit_B)
         capacity = capacity_for(int(lengths.max()), max_tokens, limit)

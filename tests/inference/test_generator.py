@@ -99,7 +99,9 @@ def test_banned_ids_do_not_appear(model):
     assert all(token % 2 for token in tokens)
 
 
-@pytest.mark.parametrize(("length", "max_tokens", "made"), [(5, 1, 1), (5, 9, 9), (90, 50, 6)])
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "made"), [(5, 1, 1), (5, 9, 9), (90, 50, 6), (90, 10**30, 6)]
+)
 def test_ends_at_the_limit(generator, length, max_tokens, made):
     (tokens,) = tokens_of(generator, [prompt(length)], Sampling.same(1), max_tokens)
     assert len(tokens) == made  # 90 + 6 is the model's context of 96
