@@ -107,7 +107,8 @@ def many_rows(
         y = _mlp(x_RD[taken], experts, expert)
         return lax.dynamic_update_slice_in_dim(y_PD, y.astype(y_PD.dtype), start, axis=0)
 
-    y_PD = jnp.zeros((pairs + size, x_RD.shape[-1]), x_RD.dtype)
+    # Anything finite. Zeros would be shared by all layers, and so live all along and be copied.
+    y_PD = jnp.broadcast_to(x_RD[:1], (pairs + size, x_RD.shape[-1]))
     y_PD = lax.fori_loop(0, last_tile_E[-1], compute_tile, y_PD)
     place = jnp.zeros((pairs,), order.dtype).at[order].set(jnp.arange(pairs, dtype=order.dtype))
     y_RXD = y_PD[place].reshape(rows, chosen, -1).astype(jnp.float32)
