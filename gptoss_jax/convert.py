@@ -24,7 +24,10 @@ def _parser() -> argparse.ArgumentParser:
         "Converts a checkpoint to another layout, or writes a synthetic one.",
         ["gpt-oss-20b/ gpt-oss-20b-orbax/ --to orbax", "--synthetic 20b two-layers/ --layers 2"],
     )
-    parser.add_argument("paths", nargs="+", metavar="SRC DIR", type=Path, help="from, to")
+    parser.add_argument(
+        "source", nargs="?", metavar="SRC", type=Path, help="the checkpoint; none with --synthetic"
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="new or empty, to write to")
     conversion = parser.add_argument_group("Conversion")
     conversion.add_argument("--to", choices=_LAYOUTS, help="the layout to write")
     synthetic = parser.add_argument_group("Synthetic (takes DIR alone)")
@@ -40,10 +43,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if arguments.synthetic:
-        if len(arguments.paths) != 1 or arguments.to:
+        if arguments.source or arguments.to:
             parser.error("--synthetic takes one directory and no --to")
         return
-    if len(arguments.paths) != 2 or not arguments.to:
+    if not arguments.source or not arguments.to:
         parser.error("give SRC, DIR and --to, or --synthetic and DIR")
     if arguments.layers is not None or arguments.seed is not None:
         parser.error("--layers and --seed belong to --synthetic")
@@ -52,8 +55,8 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
 def _synthetic(arguments: argparse.Namespace) -> None:
     from gptoss_jax.checkpoint.synthetic import write_synthetic
 
-    (directory,) = arguments.paths
-    write_synthetic(arguments.synthetic, directory, arguments.layers, arguments.seed or 0)
+    seed = arguments.seed or 0
+    write_synthetic(arguments.synthetic, arguments.directory, arguments.layers, seed)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -61,7 +64,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from gptoss_jax.checkpoint.output import check_new
     from gptoss_jax.checkpoint.save import packs_experts, save_model
 
-    source, directory = arguments.paths
+    source, directory = arguments.source, arguments.directory
     check_new(directory)  # refused now, not after minutes of reading
     model = load_model(source)
     if arguments.to in ("hf", "original") and not packs_experts(model):

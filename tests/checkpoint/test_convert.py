@@ -19,6 +19,23 @@ def test_help_needs_no_jax():
     assert time.perf_counter() - start < 5  # half a second on an idle machine
 
 
+def test_usage_says_what_is_taken(capsys):
+    with pytest.raises(SystemExit):
+        convert.main(["--help"])
+    usage, _, _ = capsys.readouterr().out.partition("\n\n")
+    assert " ".join(usage.split()).endswith("] [SRC] DIR")
+
+
+@pytest.mark.parametrize("words", ["{} --synthetic tiny", "--synthetic tiny {} --layers 2"])
+def test_the_directory_stands_anywhere_among_the_flags(words, monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(
+        "gptoss_jax.checkpoint.synthetic.write_synthetic", lambda *given: written.append(given[1])
+    )
+    assert convert.main(words.format(tmp_path).split()) == 0
+    assert written == [tmp_path]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
