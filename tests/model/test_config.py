@@ -119,8 +119,9 @@ def test_plain_rope(tmp_path):
 
 @pytest.mark.parametrize("name", ["small", *sample.SHAPES])
 def test_what_transformers_writes(tmp_path, name):
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    import oracle  # noqa: PLC0415
+    import oracle  # noqa: PLC0415 - needs torch and transformers
 
     config = SMALL if name == "small" else sample.SHAPES[name]
     oracle.hf_config(config).save_pretrained(tmp_path)
