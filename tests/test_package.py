@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,3 +49,20 @@ def test_help_imports_no_jax_and_shows_two_examples(verb):
     shown = run("-c", code)
     assert "code 0 jax False" in shown.stdout, shown.stderr
     assert shown.stdout.count(f"python -m gptoss_jax.{verb} ") >= 2
+
+
+def test_an_interrupted_verb_does_not_wait_for_what_is_under_way():
+    """A thread stands for the device call, which the interpreter's end waits for just so."""
+    code = (
+        "import argparse, sys, threading, time\n"
+        "from gptoss_jax import cli\n"
+        "def main(arguments):\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    print('kept')\n"
+        "    raise KeyboardInterrupt\n"
+        "sys.exit(cli.run(main, argparse.Namespace(debug=False)))\n"
+    )
+    began = time.perf_counter()
+    shown = run("-c", code)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (130, "kept\n", "")
+    assert time.perf_counter() - began < 30
