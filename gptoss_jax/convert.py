@@ -60,16 +60,19 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from gptoss_jax.checkpoint.load import load_model
+    from gptoss_jax.checkpoint.load import load_model, open_source
     from gptoss_jax.checkpoint.output import check_new
-    from gptoss_jax.checkpoint.save import packs_experts, save_model
+    from gptoss_jax.checkpoint.save import save_model, save_source
 
-    source, directory = arguments.source, arguments.directory
-    check_new(directory)  # refused now, not after minutes of reading
-    model = load_model(source)
-    if arguments.to in ("hf", "original") and not packs_experts(model):
+    check_new(arguments.directory)  # refused now, not after minutes of reading
+    if arguments.to == "orbax":  # which writes only what is in memory
+        model = load_model(arguments.source)
+        save_model(model, "orbax", arguments.directory, source=arguments.source)
+        return
+    source = open_source(arguments.source)
+    if arguments.to in ("hf", "original") and not source.packed_experts:
         print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
-    save_model(model, arguments.to, directory, source=source)
+    save_source(source, arguments.to, arguments.directory)
 
 
 if __name__ == "__main__":

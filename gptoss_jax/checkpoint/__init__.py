@@ -4,7 +4,7 @@ hf.py, original.py     which published tensor is which parameter (rules.py says 
 directory.py           which layout a directory holds; refuses inconsistent headers
 safetensors_file.py    one file, read and written in pieces
 recode.py              published orders <-> memory's orders
-load.py, save.py       the two directions; orbax_dir.py for Orbax
+load.py, save.py       the two directions, by source.py and weights.py; orbax_dir.py for Orbax
 synthetic.py           checkpoints of any size with random weights
 """
 

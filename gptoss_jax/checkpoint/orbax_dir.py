@@ -5,6 +5,7 @@ goes through TensorStore, which Orbax stores arrays with, because Orbax restores
 holds each up to three times (120b has arrays of a gigabyte).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def source(directory: Path) -> Source:
     readings = [_reading(rule, state, names, dtype) for rule in rules]
     for name in sorted(names):
         raise UserError(f"{state}: tensor {name!r}: config.json has no place for it")
-    return Source(config, np.dtype(dtype), packed_experts, readings)
+    return Source(directory, config, np.dtype(dtype), packed_experts, readings)
 
 
 def _names(state: Path) -> set[str]:
@@ -110,8 +111,10 @@ def _reading(rule: Rule, state: Path, names: set[str], dtype: str) -> Reading:
         expected = {path: (rule.tensors[0].shape, dtype)}
     arrays = {name: _checked(state, name, names, *like) for name, like in expected.items()}
 
-    def fill(first: int, buffers: list[np.ndarray]) -> None:
+    def fill(first: int, buffers: Sequence[np.ndarray | None]) -> None:
         for (name, array), out in zip(arrays.items(), buffers, strict=True):
+            if out is None:
+                continue
             entries = array.shape[0] // part.rows  # of the leading axis, for each row
             out = out.reshape(-1, *array.shape[1:])
             _read(array, first * entries, out, f"{state}: tensor {name!r}")

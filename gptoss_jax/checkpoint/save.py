@@ -1,4 +1,4 @@
-"""Writes a model in any layout, streaming."""
+"""Writes a model, or another checkpoint, in any layout, streaming."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gptoss_jax import mxfp4
-from gptoss_jax.checkpoint import orbax_dir, output, recode
-from gptoss_jax.checkpoint.directory import LAYOUTS, rules_of
-from gptoss_jax.checkpoint.parameters import parameter
-from gptoss_jax.checkpoint.progress import CHUNK_BYTES, bar, chunks, in_order, rows_within
-from gptoss_jax.checkpoint.rules import Part, Rule
+from gptoss_jax.checkpoint import orbax_dir, output, recode, weights
+from gptoss_jax.checkpoint.directory import LAYOUTS, SAFETENSORS_LAYOUTS, rules_of
+from gptoss_jax.checkpoint.progress import bar, chunks, in_order
+from gptoss_jax.checkpoint.rules import Rule
 from gptoss_jax.checkpoint.safetensors_file import DTYPES, Tensor
+from gptoss_jax.checkpoint.source import Source
+from gptoss_jax.checkpoint.weights import Parameter, Weights
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import to_original_json
 from gptoss_jax.model.transformer import GptOss
@@ -47,82 +48,101 @@ def save_model(
       UserError: an unknown layout, a directory that is not empty, a config the layout cannot hold.
       OSError: the disk is full.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     directory = Path(directory)
-    config = _config_json(model, layout)
+    held = weights.of_model(model)
+    config = _config_json(held, layout, LAYOUTS)
     output.create(directory)
     if layout == "orbax":
         orbax_dir.save(model, directory)
     else:
-        _save_safetensors(model, layout, directory, progress)
+        _save_safetensors(held, layout, directory, progress)
     output.write_rest(directory, config, None if source is None else Path(source))
 
 
-def packs_experts(model: GptOss) -> bool:
-    """Whether the model holds its experts as MXFP4."""
-    return isinstance(model.layers[0].moe.w_down_EFD.get_value(), MXFP4)
+def save_source(
+    source: Source, layout: str, directory: str | Path, *, progress: bool = True
+) -> None:
+    """Writes a checkpoint in a layout of safetensors files without loading it.
+
+    Files and bytes are what `save_model` of the loaded model would write. A few chunks of 8 MiB,
+    or experts, are held at once.
+
+    Args:
+      source: from `open_source`; its tokenizer files and generation_config.json are copied along.
+      layout: "hf", "hf-bf16" or "original".
+      directory: as `save_model` takes it.
+      progress: shows a bar in bytes on stderr where that is a terminal.
+
+    Raises:
+      UserError: as `save_model`, and for what `load_model` finds only when it reads the weights.
+      OSError: the disk is full, or a file cannot be read.
+    """
+    directory = Path(directory)
+    held = weights.of_source(source)
+    config = _config_json(held, layout, SAFETENSORS_LAYOUTS)
+    output.create(directory)
+    _save_safetensors(held, layout, directory, progress)
+    output.write_rest(directory, config, source.directory)
 
 
-def _dtype_name(model: GptOss) -> str:
-    stored = np.dtype(model.final_norm.scale_D.get_value().dtype)
-    return next(name for name, dtype in DTYPES.items() if dtype == stored)
-
-
-def _config_json(model: GptOss, layout: str) -> dict[str, Any]:
+def _config_json(held: Weights, layout: str, known: tuple[str, ...]) -> dict[str, Any]:
+    if layout not in known:
+        raise UserError(f"unknown layout {layout!r}; known: {', '.join(known)}")
     if layout == "original":
-        return to_original_json(model.config)
-    packed = packs_experts(model) if layout == "orbax" else layout == "hf"
-    return output.hf_config(model.config, packed_experts=packed, dtype=_dtype_name(model))
+        return to_original_json(held.config)
+    packed = held.packed_experts if layout == "orbax" else layout == "hf"
+    return output.hf_config(held.config, packed_experts=packed, dtype=_dtype_name(held))
 
 
-def _save_safetensors(model: GptOss, layout: str, directory: Path, progress: bool) -> None:
-    rules = rules_of(layout, model.config, _dtype_name(model))
+def _dtype_name(held: Weights) -> str:
+    return next(name for name, dtype in DTYPES.items() if dtype == held.dtype)
+
+
+def _save_safetensors(held: Weights, layout: str, directory: Path, progress: bool) -> None:
+    rules = rules_of(layout, held.config, _dtype_name(held))
     rule_of = {tensor.name: rule for rule in rules for tensor in rule.tensors}
 
     def tensor_chunks(tensor: Tensor) -> Iterator[np.ndarray]:
-        return in_order(_jobs(model, rule_of[tensor.name], tensor))
+        return in_order(_jobs(held, rule_of[tensor.name], tensor))
 
     tensors = [tensor for rule in rules for tensor in rule.tensors]
     with bar(sum(tensor.nbytes for tensor in tensors), "writing", shown=progress) as shown:
         output.write_shards(directory, tensors, layout, tensor_chunks, shown)
 
 
-def _jobs(model: GptOss, rule: Rule, tensor: Tensor) -> Iterator[Callable[[], np.ndarray]]:
+def _jobs(held: Weights, rule: Rule, tensor: Tensor) -> Iterator[Callable[[], np.ndarray]]:
     for part in rule.parts:
-        yield from _part_jobs(model, rule, part, tensor)
+        parameter = held.parameter(part.path)
+        for first, rows in chunks(part.rows, parameter.step):
+            yield partial(_published, rule, tensor, parameter, first, rows)
 
 
-def _part_jobs(model: GptOss, rule: Rule, part: Part, tensor: Tensor):
-    value = parameter(model, part.path).get_value()
-    row_bytes = tensor.nbytes // tensor.shape[0]
-    held_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(value)) // part.rows
-    nbytes = part.rows * max(row_bytes, held_bytes)
-    for first, rows in chunks(part.rows, rows_within(CHUNK_BYTES, part.rows, nbytes)):
-        yield partial(_published, rule, tensor, value, first, rows)
-
-
-def _published(rule: Rule, tensor: Tensor, value: Any, first: int, rows: int) -> np.ndarray:
+def _published(
+    rule: Rule, tensor: Tensor, parameter: Parameter, first: int, rows: int
+) -> np.ndarray:
     """Rows of a parameter as the tensor has them."""
-    held = _rows(value, np.int32(first), rows)
-    if rule.packed and not isinstance(held, MXFP4):
-        held = _encode(held)
-    if isinstance(held, MXFP4) and not rule.packed:
-        held = _decode(held, DTYPES[tensor.dtype])
-    if not isinstance(held, MXFP4):
-        dense = np.asarray(held)
+    if not rule.packed:
+        dense = _dense(parameter, first, rows, DTYPES[tensor.dtype])
         return recode.interleave(dense) if rule.interleaved else dense
-    if tensor is rule.tensors[0]:
-        return recode.publish_blocks(np.asarray(held.blocks), interleaved=rule.interleaved)
-    scales = np.asarray(held.scales).reshape(rows, held.groups, -1)
-    return recode.publish_scales(scales, interleaved=rule.interleaved)
+    which = rule.tensors.index(tensor)
+    array = _packed(parameter, which, first, rows)
+    publish = (recode.publish_blocks, recode.publish_scales)[which]
+    return publish(array.reshape(rows, -1, array.shape[-1]), interleaved=rule.interleaved)
 
 
-@partial(jax.jit, static_argnums=2)
-def _rows(value: Any, first: jax.Array, rows: int) -> Any:
-    if isinstance(value, MXFP4):
-        return value.stack_rows(first, rows)
-    return lax.dynamic_slice_in_dim(value, first, rows)
+def _dense(parameter: Parameter, first: int, rows: int, dtype: np.dtype) -> np.ndarray:
+    arrays = [take(first, rows) for take in parameter.arrays]
+    if not parameter.packed:
+        return arrays[0]
+    return np.asarray(_decode(MXFP4(*map(jnp.asarray, arrays)), dtype))
+
+
+def _packed(parameter: Parameter, which: int, first: int, rows: int) -> np.ndarray:
+    """The blocks (0) or the scales (1)."""
+    if parameter.packed:
+        return parameter.arrays[which](first, rows)
+    encoded = _encode(parameter.arrays[0](first, rows))
+    return np.asarray(jax.tree.leaves(encoded)[which])
 
 
 _encode = jax.jit(mxfp4.encode)

@@ -1,7 +1,8 @@
-"""What a checkpoint offers the loader, whatever its layout."""
+"""What a checkpoint offers, whatever its layout."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -26,14 +27,15 @@ class Reading:
       rows: its leading dimension.
       nbytes: of all of it.
       fill: `fill(first, buffers)` fills a buffer for each of the parameter's arrays (one, or blocks
-        and scales) with the rows from `first`; called from threads.
+        and scales) with the rows from `first`, and reads nothing where it is None; called from
+        threads.
       step: how many rows to read at once.
     """
 
     path: str
     rows: int
     nbytes: int
-    fill: Callable[[int, list[np.ndarray]], None]
+    fill: Callable[[int, Sequence[np.ndarray | None]], None]
     step: int
 
 
@@ -42,12 +44,14 @@ class Source:
     """A checkpoint whose headers have been checked.
 
     Attributes:
+      directory: where it is.
       config: the network.
       dtype: what everything that is not packed is stored in.
       packed_experts: MXFP4 or dense experts.
       readings: one for every parameter.
     """
 
+    directory: Path
     config: Config
     dtype: np.dtype
     packed_experts: bool
@@ -57,8 +61,13 @@ class Source:
 def safetensors_source(checkpoint: Checkpoint) -> Source:
     """The source of a directory of safetensors files."""
     readings = [reading for rule in checkpoint.rules for reading in _readings(rule, checkpoint)]
-    dtype = DTYPES[checkpoint.dtype]
-    return Source(checkpoint.config, dtype, checkpoint.packed_experts, readings)
+    return Source(
+        checkpoint.directory,
+        checkpoint.config,
+        DTYPES[checkpoint.dtype],
+        checkpoint.packed_experts,
+        readings,
+    )
 
 
 def _readings(rule: Rule, checkpoint: Checkpoint) -> Iterator[Reading]:
@@ -71,9 +80,10 @@ def _readings(rule: Rule, checkpoint: Checkpoint) -> Iterator[Reading]:
 
 
 def _filler(rule: Rule, part: Part, entries: list[Entry]):
-    def fill(first: int, buffers: list[np.ndarray]) -> None:
+    def fill(first: int, buffers: Sequence[np.ndarray | None]) -> None:
         for entry, out in zip(entries, buffers, strict=True):
-            _read(entry, part.first + first, out, rule.interleaved)
+            if out is not None:
+                _read(entry, part.first + first, out, rule.interleaved)
 
     return fill
 

@@ -1,10 +1,14 @@
+import dataclasses
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gptoss_jax import convert
+from gptoss_jax.checkpoint import write_synthetic
 
 
 def test_help_needs_no_jax():
@@ -87,6 +91,34 @@ def test_mistakes_are_one_line(published, tmp_path, capsys):
     assert convert.main([str(tmp_path / "none"), str(tmp_path / "target"), "--to", "hf"]) == 1
     assert "no such directory" in capsys.readouterr().err
     assert not (tmp_path / "target").exists()
+
+
+def test_a_bad_scale_is_a_line_and_leaves_nothing_that_loads(published, tmp_path, capsys):
+    source, target = shutil.copytree(published, tmp_path / "source"), tmp_path / "target"
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.experts.down_proj_scales"][2, 3, 1] = 255
+    save_file(tensors, source / "model.safetensors")
+    assert convert.main([str(source), str(target), "--to", "original"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "down_proj_scales': a scale byte is 255" in error
+    assert [file.name for file in target.iterdir()] == []
+
+
+def test_conversion_does_not_hold_the_checkpoint(config, tmp_path):
+    """What the process grows by stays below either of the two large tensors."""
+    large = dataclasses.replace(config, vocab_size=600_000)
+    write_synthetic(large, tmp_path / "source")
+    code = (
+        "import resource, sys\n"
+        "from gptoss_jax import checkpoint, convert\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "assert convert.main(sys.argv[1:]) == 0\n"
+        "print((peak() - before) * 1024)\n"
+    )
+    words = [str(tmp_path / "source"), str(tmp_path / "target"), "--to", "original"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, check=True)
+    assert int(done.stdout) < large.vocab_size * large.hidden_size * 2
 
 
 def test_synthetic_goes_through(monkeypatch, tmp_path):

@@ -12,11 +12,14 @@ from gptoss_jax.checkpoint import (
     orbax_dir,
     output,
     parameters,
-    save,
+    safetensors_file,
     save_model,
     source,
+    weights,
 )
-from gptoss_jax.checkpoint.directory import INDEX
+from gptoss_jax.checkpoint.directory import INDEX, SAFETENSORS_LAYOUTS
+from gptoss_jax.checkpoint.load import open_source
+from gptoss_jax.checkpoint.save import save_source
 
 # MXFP4 (OCP Microscaling Formats v1.0), written out here on purpose.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -25,7 +28,7 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Tensors of the small model come in several chunks, the last one shorter."""
-    for module in (save, source):
+    for module in (weights, source):
         monkeypatch.setattr(module, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(orbax_dir, "_STORED_CHUNK", 20_000)
 
@@ -69,6 +72,32 @@ def test_packed_round_trips_are_byte_identical(published, layouts, tmp_path):
 def test_dense_round_trips_are_byte_identical(published, layouts, tmp_path):
     dense = through(published, "hf-bf16", tmp_path=tmp_path / "dense")
     assert tensors(through(dense, *layouts, tmp_path=tmp_path)) == tensors(dense)
+
+
+def files(directory):
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.mark.parametrize("start", ["hf", "hf-bf16", "original", "orbax"])
+@pytest.mark.parametrize("layout", SAFETENSORS_LAYOUTS)
+def test_a_checkpoint_streams_to_what_its_model_is_saved_as(published, start, layout, tmp_path):
+    origin = through(published, start, tmp_path=tmp_path / "origin")
+    (origin / "tokenizer.json").write_text("a tokenizer")
+    save_source(open_source(origin), layout, tmp_path / "streamed")
+    assert files(tmp_path / "streamed") == files(through(origin, layout, tmp_path=tmp_path))
+
+
+@pytest.mark.parametrize("layout", ["hf", "original"])
+def test_streaming_reads_every_byte_once(published, layout, tmp_path, monkeypatch):
+    counts = []
+
+    def read_rows(entry, first, out):
+        counts.append(out.nbytes)
+        safetensors_file.read_rows(entry, first, out)
+
+    monkeypatch.setattr(source, "read_rows", read_rows)
+    save_source(open_source(published), layout, tmp_path / "target")
+    assert sum(counts) == sum(len(x[2]) for x in tensors(published).values())
 
 
 def test_memory_holds_what_the_files_say(published, config):
