@@ -56,13 +56,6 @@ class MXFP4:
         """Groups along K: how many rows of `scales` belong to one weight."""
         return self.blocks.shape[-2] // HALF
 
-    def stack_rows(self, first: jax.Array, rows: int) -> "MXFP4":
-        """Weights `first ... first + rows` of a stack [E, K, N]."""
-        return MXFP4(
-            lax.dynamic_slice_in_dim(self.blocks, first, rows),
-            lax.dynamic_slice_in_dim(self.scales, first * self.groups, rows * self.groups),
-        )
-
     @staticmethod
     def abstract(*shape: int) -> "MXFP4":
         """The type of a packed weight of logical shape [..., K, N], without data."""
