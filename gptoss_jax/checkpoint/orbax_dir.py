@@ -33,11 +33,11 @@ def save(model: GptOss, directory: Path) -> None:
     state = tree(model)
     # Orbax refuses an array that is not smaller than the limit, so this is the least there is.
     limit = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(state))
-    options = ocp.options
-    storage = options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=_STORED_CHUNK)
-    saving = options.ArrayOptions.Saving(use_compression=False, storage_options=storage)
-    memory = options.MemoryOptions(write_concurrent_bytes=limit, transfer_concurrent_bytes=limit)
-    context = ocp.Context(array_options=options.ArrayOptions(saving=saving), memory_options=memory)
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = _STORED_CHUNK
+    context.memory.write_concurrent_bytes = limit
+    context.memory.transfer_concurrent_bytes = limit
     with context:
         ocp.save(str(directory.absolute() / ORBAX_FOLDER), state)
 
