@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gptoss_jax.checkpoint.directory import ORBAX_FOLDER, rules_of
 from gptoss_jax.checkpoint.parameters import parameter
+from gptoss_jax.checkpoint.progress import bar, grows
 from gptoss_jax.checkpoint.rules import Rule
 from gptoss_jax.checkpoint.source import Reading, Source, refuse_nan
 from gptoss_jax.errors import UserError
@@ -28,17 +29,18 @@ _LEAVES = ("blocks", "scales")  # of a packed weight
 _DTYPES = ("bfloat16", "float32")
 
 
-def save(model: GptOss, directory: Path) -> None:
+def save(model: GptOss, directory: Path, progress: bool) -> None:
     """Writes the parameters into the directory; uncompressed, weights hardly compress."""
     state = tree(model)
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
     # Orbax refuses an array that is not smaller than the limit, so this is the least there is.
-    limit = 1 + max(leaf.nbytes for leaf in jax.tree.leaves(state))
+    limit = 1 + max(sizes)
     context = ocp.Context()
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = _STORED_CHUNK
     context.memory.write_concurrent_bytes = limit
     context.memory.transfer_concurrent_bytes = limit
-    with context:
+    with bar(sum(sizes), "writing", shown=progress) as shown, grows(directory, shown), context:
         ocp.save(str(directory.absolute() / ORBAX_FOLDER), state)
 
 

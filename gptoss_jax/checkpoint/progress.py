@@ -1,10 +1,13 @@
 """Work done ahead in threads, in order, and the bar that counts its bytes."""
 
 import collections
+import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -13,6 +16,7 @@ from tqdm import tqdm
 # larger. With 32 MiB the allocator kept a gigabyte that was never used again.
 CHUNK_BYTES = 8 << 20
 WORKERS = max(2, min(8, os.cpu_count() or 2))
+_GLANCE_SECONDS = 0.25
 
 _T = TypeVar("_T")
 
@@ -54,3 +58,33 @@ def bar(total: int, verb: str, *, shown: bool) -> tqdm:
         file=sys.stderr,
         disable=not (shown and sys.stderr.isatty()),
     )
+
+
+@contextlib.contextmanager
+def grows(directory: Path, shown: tqdm) -> Iterator[None]:
+    """Counts onto the bar what a writer that tells of nothing adds to a directory."""
+    ended = threading.Event()
+
+    def advance(done: int) -> None:
+        shown.update(max(0, min(done, shown.total) - shown.n))
+
+    def watch() -> None:
+        while not ended.wait(_GLANCE_SECONDS):
+            advance(_bytes_in(directory))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    advance(shown.total)
+
+
+def _bytes_in(directory: Path) -> int:
+    total = 0
+    with contextlib.suppress(FileNotFoundError):  # files are renamed meanwhile
+        for file in directory.rglob("*"):
+            total += file.stat().st_size
+    return total

@@ -53,7 +53,7 @@ def save_model(
     config = _config_json(held, layout, LAYOUTS)
     output.create(directory)
     if layout == "orbax":
-        orbax_dir.save(model, directory)
+        orbax_dir.save(model, directory, progress)
     else:
         _save_safetensors(held, layout, directory, progress)
     output.write_rest(directory, config, None if source is None else Path(source))

@@ -77,6 +77,18 @@ def test_conversion_there_and_back(published, tmp_path, capsys):
     assert captured.err == ""  # not even a progress bar, where there is no terminal
 
 
+@pytest.mark.parametrize("layout", ["hf", "orbax"])
+def test_a_terminal_gets_a_bar(published, layout, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert convert.main([str(published), str(tmp_path / "target"), "--to", layout]) == 0
+    assert "writing: 100%" in capsys.readouterr().err
+
+
+def test_orbax_warns_of_nothing(published, tmp_path, caplog):
+    assert convert.main([str(published), str(tmp_path / "target"), "--to", "orbax"]) == 0
+    assert caplog.messages == []
+
+
 def test_quantising_is_said(published, tmp_path, capsys):
     dense = str(tmp_path / "dense")
     assert convert.main([str(published), dense, "--to", "hf-bf16"]) == 0
