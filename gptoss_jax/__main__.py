@@ -3,6 +3,7 @@
 _VERBS = {
     "generate": "answer a prompt, streaming",
     "convert": "between checkpoint layouts; write a synthetic checkpoint",
+    "train": "train a model from a config file",
     "bench": "measure the model on this machine",
 }
 

@@ -1,0 +1,51 @@
+"""nano: a whole gpt-oss of 3.8 million parameters (and its tables) for two CPU cores.
+
+Nothing of the architecture is left out: top-2 of 8 experts in MXFP4, sinks, sliding and full
+layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generated problems.
+
+Configured only: no run of it has been measured yet.
+
+    python -m gptoss_jax.train --config configs/nano.py --workdir runs/nano
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import gptoss_jax
+from gptoss_jax.training.settings import defaults
+
+
+def get_config() -> ConfigDict:
+    """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
+    config = defaults()
+    config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
+    config.steps = 4000
+    config.batch_size = 8
+    config.balance_coefficient = 0.01
+    config.qat_start = 3000
+    config.eval_every = 200
+    config.checkpoint_every = 200
+    config.log_every = 20
+
+    config.model.hidden_size = 128
+    config.model.num_layers = 6
+    config.model.num_heads = 8
+    config.model.num_kv_heads = 2
+    config.model.head_dim = 16
+    config.model.num_experts = 8
+    config.model.experts_per_token = 2
+    config.model.expert_width = 192
+    config.model.sliding_window = 32
+    config.model.rope_original_context = 256
+    config.model.rope_factor = 8.0
+    config.model.max_context = 2048
+
+    config.data.kind = "tasks"
+    config.data.sequence_length = 1280
+
+    config.optimizer.lr = 3e-3
+    config.optimizer.schedule = "wsd"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay_steps = 1000
+    return config

@@ -1,0 +1,91 @@
+"""What a run resumes from: parameters, optimizer state and step, and the state of the data.
+
+Orbax v1 writes in the background, into a temporary directory that gets its name when it is whole;
+a killed run leaves at most a temporary one, which the next clears away.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.training.step import State
+
+_DATA = "data"  # in a checkpoint's custom metadata
+
+
+class Checkpoints:
+    """The checkpoints of a run directory; use as a context, whose end waits for the last write."""
+
+    def __init__(self, directory: Path, keep: int):
+        """Opens or makes the directory.
+
+        Args:
+          directory: holds one directory a checkpoint, named by the step.
+          keep: how many of the latest stay.
+        """
+        policies: Any = ocp.training.save_decision_policies
+        preservation: Any = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            str(directory.absolute()),
+            # Which steps are saved is the loop's matter.
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            preservation_policy=preservation.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: State, data: dict[str, Any]) -> None:
+        """Begins to write, unless that step is there; the state may be donated afterwards.
+
+        Args:
+          step: how many steps are done.
+          state: as of then.
+          data: of `Feed.state`, as of then.
+        """
+        if self.latest == step:
+            return
+        # On the CPU platform the writer would read the very buffers the next step writes into.
+        copy = jax.tree.map(lambda x: x.copy(), state)
+        # As text, because Orbax would look at each of the numbers on its own.
+        self._checkpointer.save_async(step, _tree(copy), custom_metadata={_DATA: json.dumps(data)})
+
+    def load(self, like: State) -> tuple[State, dict[str, Any]]:
+        """The newest checkpoint: (state, state of the data).
+
+        Args:
+          like: shapes and dtypes, `jax.ShapeDtypeStruct` leaves.
+
+        Raises:
+          UserError: it is of another network or optimizer.
+        """
+        checkpointer = self._checkpointer
+        try:
+            loaded = checkpointer.load(checkpointer.latest, _tree(like))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{checkpointer.directory}: no checkpoint of this config ({reason}); "
+                "give another --workdir"
+            ) from error
+        data: Any = checkpointer.metadata(checkpointer.latest).custom_metadata
+        leaves = jax.tree.leaves(loaded)
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), json.loads(data[_DATA])
+
+
+def _tree(state: State) -> dict[str, Any]:
+    return {"optimizer": state.optimizer, "params": state.params, "step": state.step}

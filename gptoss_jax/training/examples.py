@@ -1,0 +1,94 @@
+"""A conversation as the trainer sees it: token ids, and which of them the model is to learn."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from gptoss_jax.text import HarmonyError, Tokenizer
+from gptoss_jax.text.harmony import Message, assistant_start, render_for_training
+from gptoss_jax.text.harmony.history import drop_finished_analysis
+from gptoss_jax.text.tokenizer import START
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A rendered conversation of n tokens.
+
+    Attributes:
+      ids_S: int32 [n].
+      learn_S: bool [n]; the loss counts the prediction of these tokens.
+    """
+
+    ids_S: np.ndarray
+    learn_S: np.ndarray
+
+    @property
+    def length(self) -> int:
+        """Places it takes in a row: each of its tokens but the last is an input."""
+        return len(self.ids_S) - 1
+
+
+def kind(message: Message) -> str:
+    """What `config.data.train_on` calls a message: analysis, final, calls, preamble; "" for others.
+
+    A preamble is text for the user on the commentary channel, before calls.
+    """
+    if message.role != "assistant":
+        return ""
+    if message.is_tool_call:
+        return "calls"
+    if message.is_reasoning:
+        return "analysis"
+    return "final" if message.is_answer else "preamble"
+
+
+def example(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    train_on: Collection[str],
+    *,
+    keep_analysis: bool = False,
+) -> Example:
+    """Renders a conversation and marks what is learned.
+
+    Of a message on a channel of `train_on` that is all the model has to produce: header, content
+    and end token. `<|start|>assistant` is the prompt's for the first message of a turn; for the
+    next ones the model writes it itself, so there it is learned too.
+
+    Args:
+      tokenizer: must have the harmony specials.
+      messages: what follows the last assistant message is left out: nobody answers it.
+      train_on: of "analysis", "final", "calls", "preamble".
+      keep_analysis: show the analysis of earlier turns too.
+
+    Raises:
+      HarmonyError: there is no assistant message on those channels, or it cannot be rendered.
+    """
+    messages = list(messages)
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    if not messages:
+        raise HarmonyError("no assistant turn, so there is nothing to learn")
+    if not keep_analysis:
+        messages = drop_finished_analysis(messages, for_completion=False)
+    ids, learn = render_for_training(tokenizer, messages, keep_analysis=True)
+    ids_S = np.asarray(ids, np.int32)
+    learn_S = np.asarray(learn)
+    # Content never holds a special id, so each <|start|> begins a message.
+    starts = np.flatnonzero(ids_S == tokenizer.token_id(START)).tolist()
+    header = len(assistant_start(tokenizer))
+    for n, (message, start) in enumerate(zip(messages, starts, strict=True)):
+        stop = starts[n + 1] if n + 1 < len(starts) else len(ids)
+        if kind(message) not in train_on:
+            learn_S[start:stop] = False
+        elif n and _goes_on(messages[n - 1]):
+            learn_S[start : start + header] = True
+    if not learn_S.any():
+        raise HarmonyError(f"no assistant message on a trained channel ({', '.join(train_on)})")
+    return Example(ids_S, learn_S)
+
+
+def _goes_on(message: Message) -> bool:
+    """Whether the model writes another message after this one instead of stopping."""
+    return kind(message) in ("analysis", "preamble")

@@ -1,0 +1,258 @@
+"""The training loop: steps, evaluations, checkpoints, and the ways a run ends."""
+
+import contextlib
+import functools
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import Config
+from gptoss_jax.training import speed
+from gptoss_jax.training.checkpoints import Checkpoints
+from gptoss_jax.training.export import export
+from gptoss_jax.training.feed import Feed, one_pass
+from gptoss_jax.training.packing import Rows
+from gptoss_jax.training.run_directory import RunDirectory
+from gptoss_jax.training.settings import Settings
+from gptoss_jax.training.sources import Source, Sources
+from gptoss_jax.training.step import Trainer, compiled, summary, to_batch
+
+
+def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> None:
+    """Trains, or goes on training, to the end or to a SIGTERM.
+
+    Args:
+      config: a checked training config.
+      sizes: of the network.
+      sources: of its data.
+      workdir: the run directory; if it holds checkpoints the newest is gone on from.
+
+    Raises:
+      UserError: a loss that is no number; a work directory of another run; more than one process.
+    """
+    if jax.process_count() > 1:
+        raise UserError("train runs in one process; the feed alone is sharded by process")
+    directory = RunDirectory(workdir, config, jax.devices()[0].device_kind)
+    if directory.changed:
+        _say(f"config changed since this run began: {', '.join(directory.changed)}")
+    with _stop_signal() as stopping:
+        with contextlib.closing(directory), _checkpoints(workdir, config) as checkpoints:
+            loop = _Loop(config, sizes, sources, directory, checkpoints)
+            loop.begin()
+            finished = loop.steps(stopping)
+        if finished:
+            export(loop.trainer.model(loop.state.params), workdir / "export", config.tokenizer)
+            _say(f"done after {config.steps} steps; packed checkpoint in {workdir / 'export'}")
+    for split, source in (("training", sources.train), ("validation", sources.validation)):
+        if source is not None and source.skipped:
+            _say(f"left out {source.skipped} bad examples of the {split} data")
+
+
+def _checkpoints(workdir: Path, config: Settings) -> Checkpoints:
+    return Checkpoints(workdir / "checkpoints", config.keep)
+
+
+class _Loop:
+    """A run under way."""
+
+    def __init__(
+        self,
+        config: Settings,
+        sizes: Config,
+        sources: Sources,
+        directory: RunDirectory,
+        checkpoints: Checkpoints,
+    ):
+        self.trainer = Trainer(config, sizes)
+        self._config = config
+        self._validation = sources.validation
+        self._directory = directory
+        self._checkpoints = checkpoints
+        self._feed = Feed(
+            sources.train,
+            rows=config.batch_size,
+            length=config.data.sequence_length,
+            open_rows=config.data.open_rows,
+            seed=config.data.seed,
+        )
+        self._programs: dict[tuple[str, bool], Callable] = {}
+        self._meter = _Meter(sizes, config.steps)
+
+    def begin(self) -> None:
+        """The first state, or the newest checkpoint's."""
+        latest = self._checkpoints.latest
+        if latest is None:
+            self.state = jax.jit(self.trainer.init)()
+        else:
+            like = jax.eval_shape(self.trainer.init)
+            self.state, data = self._checkpoints.load(like)
+            self._feed.restore(data)
+            _say(f"resumed after step {latest}")
+        self._done = latest or 0
+        self._directory.begin(self._done)
+
+    def steps(self, stopping: threading.Event) -> bool:
+        """Runs to the last step (True), or to the end of a step in which it was told to stop."""
+        config = self._config
+        self._meter.start(self._done)
+        if self._done < config.steps:
+            rows = self._feed.batch()
+        while self._done < config.steps:
+            where, data = self._feed.where(), self._feed.state()
+            metrics = self._dispatch(rows)
+            if self._done + 1 < config.steps:
+                rows = self._feed.batch()  # while the device computes
+            metrics = jax.device_get(metrics)
+            self._done += 1
+            self._check(metrics, where)
+            self._log(metrics)
+            last = self._done == config.steps
+            if last or self._done % config.eval_every == 0:
+                self._evaluate()
+            stop = stopping.is_set()
+            if last or self._done % config.checkpoint_every == 0 or stop:
+                self._checkpoints.save(self._done, self.state, data)
+            if stop and not last:
+                _say(
+                    f"stopped by SIGTERM after step {self._done}, which is saved; run again to go on"
+                )
+                return False
+        return True
+
+    def _dispatch(self, rows: Rows) -> Any:
+        qat = 0 <= self._config.qat_start <= self._done
+        batch = to_batch(rows, self._config.accumulation)
+        began = time.perf_counter()
+        program = self._program("train", qat, self.trainer.train_step, (self.state, batch), (0,))
+        self._meter.pause(time.perf_counter() - began)
+        self._meter.add(int((rows.segments_BT > 0).sum()))
+        self.state, metrics = program(self.state, batch)
+        return metrics
+
+    def _program(
+        self, name: str, qat: bool, function: Callable, arguments: tuple, donate: tuple = ()
+    ) -> Callable:
+        """The compiled function: one program with and one without quantised experts at most."""
+        key = (name, qat)
+        if key not in self._programs:
+            began = time.perf_counter()
+            bound = functools.partial(function, qat=qat)
+            self._programs[key] = compiled(bound, *arguments, donate=donate)
+            took = time.perf_counter() - began
+            _say(f"compiled the {name} step{' (MXFP4 experts)' * qat} in {took:.1f} s")
+        return self._programs[key]
+
+    def _check(self, metrics: dict[str, np.ndarray], where: str) -> None:
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(metrics[name]):
+                good = self._checkpoints.latest
+                kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint yet"
+                shown = name.replace("_", " ")
+                raise UserError(
+                    f"step {self._done}: the {shown} is {float(metrics[name])}; batch "
+                    f"{self._done}: {where}; {kept}"
+                )
+
+    def _log(self, metrics: dict[str, np.ndarray]) -> None:
+        step, every = self._done, self._config.log_every
+        if step % every and step not in (1, self._config.steps):
+            return
+        speeds = self._meter.read(step)
+        self._directory.record(step, "train", metrics | speeds)
+        _say(
+            f"step {step}/{self._config.steps} loss {metrics['loss']:.4f} "
+            f"lr {metrics['learning_rate']:.2e} {speeds['tokens_per_second']:.0f} tokens/s "
+            f"{100 * speeds['matmul_share']:.1f} % of matmul rate, "
+            f"{_duration(speeds['seconds_left'])} left"
+        )
+
+    def _evaluate(self) -> None:
+        if self._validation is None:
+            return self._directory.plot()
+        began = time.perf_counter()
+        qat = 0 <= self._config.qat_start < self._done
+        sums = None
+        for rows in self._validation_rows(self._validation):
+            arguments = (self.state.params, to_batch(rows))
+            program = self._program("evaluation", qat, self.trainer.eval_step, arguments)
+            new = program(*arguments)
+            sums = new if sums is None else jax.tree.map(np.add, sums, jax.device_get(new))
+        if sums is not None:
+            metrics = summary(sums)
+            self._directory.record(self._done, "validation", metrics)
+            _say(
+                f"step {self._done} validation loss {metrics['loss']:.4f} accuracy "
+                f"{100 * metrics['accuracy']:.2f} %"
+            )
+        self._directory.plot()
+        self._meter.pause(time.perf_counter() - began)
+
+    def _validation_rows(self, source: Source) -> Iterator[Rows]:
+        config = self._config
+        return one_pass(
+            source,
+            rows=config.batch_size // config.accumulation,
+            length=config.data.sequence_length,
+            batches=config.eval_batches,
+        )
+
+
+class _Meter:
+    """Tokens a second between readings, without the time of compiling and evaluating."""
+
+    def __init__(self, sizes: Config, steps: int):
+        self._flops = speed.training_flops(sizes)
+        self._rate = speed.matmul_rate()
+        _say(f"this machine's float32 matmul rate: {self._rate / 1e9:.1f} GFLOP/s")
+        self._steps = steps
+
+    def start(self, step: int) -> None:
+        self._step, self._tokens, self._began = step, 0, time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def pause(self, seconds: float) -> None:
+        self._began += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self._began
+        steps = step - self._step
+        rate = self._tokens / seconds
+        self.start(step)
+        return {
+            "tokens_per_second": rate,
+            "matmul_share": rate * self._flops / self._rate,
+            "seconds_left": (self._steps - step) * seconds / steps,
+        }
+
+
+class _stop_signal:  # noqa: N801  a context, used like a function
+    """An event that SIGTERM sets, as long as the context lasts."""
+
+    def __enter__(self) -> threading.Event:
+        event = threading.Event()
+        self._before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+        return event
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,262 @@
+"""The fields of a training config, the files that set them, and overrides from the command line.
+
+A config is a `ml_collections.ConfigDict` with exactly the fields of `defaults`, so that a mistyped
+one is an error wherever it stands. Imports no JAX.
+"""
+
+import difflib
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gptoss_jax.errors import UserError
+
+# A `ConfigDict` with the fields of `defaults`. To a type checker any field of a ConfigDict may be
+# anything that one can hold.
+Settings = Any
+
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+class ConfigError(UserError):
+    """A mistake in a config file or an override: wrong usage, exit 2."""
+
+
+def defaults() -> Settings:
+    """Every field there is, with its type and a value; locked against others.
+
+    Sizes and lengths are in tokens, steps in optimizer steps.
+    """
+    config = ConfigDict()
+    config.seed = 0  # of the initial parameters
+    config.tokenizer = ""  # a file or directory; empty: the packaged o200k_harmony
+    config.dtype = "float32"  # of activations; parameters are float32
+    config.steps = 1000
+    config.batch_size = 8  # rows of data.sequence_length tokens a step
+    config.accumulation = 1  # how many parts a step's rows are gone through in
+    config.balance_coefficient = 0.01  # of the router's load-balance loss
+    config.qat_start = -1  # first step with experts rounded to MXFP4; -1: never
+    config.remat = False  # recompute activations in the backward pass: less memory, slower
+    config.log_every = 10
+    config.eval_every = 100
+    config.eval_batches = 4
+    config.checkpoint_every = 100
+    config.keep = 3  # checkpoints
+    config.model = _model()
+    config.data = _data()
+    config.optimizer = _optimizer()
+    return config.lock()
+
+
+def _model() -> Settings:
+    """The sizes of `model.config.Config`; the constants not here are the published models'."""
+    model = ConfigDict()
+    model.num_layers = 4
+    model.num_experts = 8
+    model.experts_per_token = 2
+    model.hidden_size = 64
+    model.expert_width = 96
+    model.num_heads = 8
+    model.num_kv_heads = 2
+    model.head_dim = 16
+    model.vocab_size = 0  # 0: the tokenizer's
+    model.sliding_window = 32
+    model.rope_theta = 150_000.0
+    model.rope_factor = 8.0
+    model.rope_original_context = 256
+    model.max_context = 2048
+    return model
+
+
+def _data() -> Settings:
+    data = ConfigDict()
+    data.kind = "jsonl"  # or "tasks", generated problems
+    data.paths = ()
+    data.validation_paths = ()
+    data.mixture = ConfigDict()  # of tasks: name to weight
+    data.seed = 0  # of the order, and of generated tasks
+    data.sequence_length = 1024
+    data.train_on = ("analysis", "final", "calls", "preamble")
+    data.keep_analysis = False  # show the analysis of earlier turns too
+    data.skip_bad = False  # count bad lines instead of stopping at them
+    data.open_rows = 16  # how many rows are being filled at once
+    return data
+
+
+def _optimizer() -> Settings:
+    optimizer = ConfigDict()
+    optimizer.lr = 1e-3
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.1  # of matrices; not of norms, biases and sinks
+    optimizer.clip = 1.0  # largest global norm of the gradient
+    optimizer.schedule = "cosine"  # or "wsd": warm-up, stable, linear decay
+    optimizer.warmup_steps = 100
+    optimizer.decay_steps = 200  # of wsd
+    optimizer.final_fraction = 0.1  # of lr, at the last step
+    return optimizer
+
+
+_CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "data.kind": ("jsonl", "tasks"),
+    "optimizer.schedule": ("cosine", "wsd"),
+}
+_TRAIN_ON = ("analysis", "final", "calls", "preamble")
+_LEAST = {
+    **{"seed": 0, "steps": 1, "batch_size": 1, "accumulation": 1, "balance_coefficient": 0},
+    **{"qat_start": -1, "log_every": 1, "eval_every": 1, "eval_batches": 1, "keep": 1},
+    **{"checkpoint_every": 1, "data.seed": 0, "data.sequence_length": 2, "data.open_rows": 1},
+    **{"model.vocab_size": 0, "optimizer.lr": 0, "optimizer.b1": 0, "optimizer.b2": 0},
+    **{"optimizer.eps": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0},
+    **{"optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, "optimizer.final_fraction": 0},
+}
+
+
+def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Settings:
+    """Runs a config file's `get_config()`, applies overrides, checks the values.
+
+    Args:
+      path: a Python file.
+      overrides: pairs such as ("data.skip_bad", "true").
+
+    Raises:
+      ConfigError: one line that names the file or the field.
+    """
+    config = _from_file(Path(path))
+    for field, text in overrides:
+        _override(config, field, text)
+    check(config)
+    return config
+
+
+def _from_file(path: Path) -> Settings:
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except Exception as error:  # the file is the user's: whatever it raises is one line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"--config {path}: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config {path}: get_config() returns no ConfigDict")
+    known = defaults()
+    for field, value in fields(config).items():
+        if not field.startswith("data.mixture."):
+            _same_type(field, _get(known, field), value)
+    return config
+
+
+def fields(config: Settings) -> dict[str, Any]:
+    """The values by dotted name: {"data.seed": 0, …}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{inner}": v for inner, v in fields(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _get(config: Settings, field: str) -> Any:
+    known = fields(config)
+    if field in known:
+        return known[field]
+    inner = [name for name in known if name.startswith(f"{field}.")]
+    if inner:
+        raise ConfigError(f"config.{field} is a group; set one of its fields, as config.{inner[0]}")
+    close = difflib.get_close_matches(field, known, n=1, cutoff=0) or ["steps"]
+    raise ConfigError(f"config.{field}: no such field; nearest is config.{close[0]}")
+
+
+def _same_type(field: str, known: Any, value: Any) -> None:
+    kind = type(known)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ConfigError(f"config.{field}: {value!r} is not of type {kind.__name__}")
+
+
+def _override(config: Settings, field: str, text: str) -> None:
+    value = _parse(field, text, type(_get(config, field)))
+    *parents, name = field.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[name] = value
+
+
+def _parse(field: str, text: str, kind: type) -> Any:
+    if kind is tuple:
+        return tuple(filter(None, text.split(",")))
+    if kind is bool and text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    try:
+        if kind is not bool:
+            return kind(text)
+    except ValueError:
+        pass
+    raise ConfigError(f"config.{field}: {text!r} is not of type {kind.__name__}")
+
+
+def check(config: Settings) -> None:
+    """Raises a ConfigError that names a field whose value cannot be."""
+    values = fields(config)
+    for field, known in _CHOICES.items():
+        if values[field] not in known:
+            raise ConfigError(f"config.{field}: {values[field]!r} is none of {', '.join(known)}")
+    for field, least in _LEAST.items():
+        # Written so that NaN fails too.
+        if not least <= values[field] < float("inf"):
+            raise ConfigError(f"config.{field}: {values[field]} must be at least {least}")
+    for channel in config.data.train_on:
+        if channel not in _TRAIN_ON:
+            known = ", ".join(_TRAIN_ON)
+            raise ConfigError(f"config.data.train_on: {channel!r} is none of {known}")
+    _check_together(config)
+
+
+def _check_together(config: Settings) -> None:
+    data, model = config.data, config.model
+    if not data.train_on:
+        raise ConfigError("config.data.train_on: empty, so there is nothing to learn")
+    if data.kind == "jsonl" and not data.paths:
+        raise ConfigError("config.data.paths: empty; give --config.data.paths=FILE[,FILE…]")
+    if config.batch_size % config.accumulation:
+        raise ConfigError(
+            f"config.accumulation: {config.accumulation} does not divide config.batch_size "
+            f"{config.batch_size}"
+        )
+    if data.sequence_length > model.max_context:
+        raise ConfigError(
+            f"config.data.sequence_length: {data.sequence_length} is more than "
+            f"config.model.max_context {model.max_context}"
+        )
+    for beta in ("b1", "b2"):
+        if config.optimizer[beta] >= 1:
+            raise ConfigError(f"config.optimizer.{beta}: {config.optimizer[beta]} must be below 1")
+
+
+def model_config(config: Settings, vocab_size: int):
+    """The `model.config.Config` a training config describes.
+
+    Args:
+      config: a checked config.
+      vocab_size: the tokenizer's.
+
+    Raises:
+      ConfigError: values that contradict each other, or fewer rows than the tokenizer has tokens.
+    """
+    from gptoss_jax.model.config import Config
+
+    sizes = config.model.to_dict()
+    if 0 < sizes["vocab_size"] < vocab_size:
+        shown = f"{sizes['vocab_size']} is less than the tokenizer's {vocab_size}"
+        raise ConfigError(f"config.model.vocab_size: {shown}")
+    sizes["vocab_size"] = sizes["vocab_size"] or vocab_size
+    try:
+        return Config(**sizes)
+    except UserError as error:
+        raise ConfigError(f"config.model.{error}") from None

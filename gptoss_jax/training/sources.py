@@ -1,0 +1,188 @@
+"""Where conversations come from: something with a name, perhaps an end, and examples by index."""
+
+import dataclasses
+import importlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.text import TextError, Tokenizer
+from gptoss_jax.text.harmony import Message, from_chat, tool_functions
+from gptoss_jax.text.harmony.prompt import EFFORTS
+from gptoss_jax.training.examples import Example, example
+from gptoss_jax.training.settings import Settings
+
+
+class Source(Protocol):
+    """An indexable source of examples.
+
+    Attributes:
+      size: how many there are; None: as many as one likes.
+      skipped: how many bad ones were left out.
+      fingerprint: changes with the data; a run resumes only on the same.
+    """
+
+    size: int | None
+    skipped: int
+    fingerprint: str
+
+    def __getitem__(self, index: int) -> Example | None:
+        """The example; None if it is bad and bad ones are skipped."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The example's place, for messages to people."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where the examples of a run come from; `validation` may be missing."""
+
+    train: Source
+    validation: Source | None
+
+
+def open_sources(config: Settings, tokenizer: Tokenizer) -> Sources:
+    """The sources a config names.
+
+    Args:
+      config: a checked config.
+      tokenizer: renders the conversations.
+
+    Raises:
+      UserError: bad data, as `JsonLines` says.
+    """
+    data = config.data
+    if data.kind == "tasks":
+        return Sources(*(Tasks(config, tokenizer, split) for split in ("train", "validation")))
+    train = JsonLines(data.paths, config, tokenizer)
+    paths = data.validation_paths
+    return Sources(train, JsonLines(paths, config, tokenizer) if paths else None)
+
+
+class JsonLines:
+    """Files of one conversation a line, `{"messages": […], "tools": […]}`, all read and checked.
+
+    A line may also have "reasoning_effort" and "current_date", for the system message; other keys
+    are left alone. Blank lines are passed over. Five bytes a token stay in memory.
+    """
+
+    def __init__(self, paths: Sequence[str], config: Settings, tokenizer: Tokenizer):
+        """Reads the files.
+
+        Args:
+          paths: at least one.
+          config: `data` says what is learned, how long an example may be, and what bad lines do.
+          tokenizer: must have the harmony specials.
+
+        Raises:
+          UserError: "FILE:LINE: what is wrong" of the first bad line, unless they are skipped; a
+            file that cannot be read or has no usable line.
+        """
+        self._examples: list[Example] = []
+        self._where: list[str] = []
+        problems: list[str] = []
+        for path in map(Path, paths):
+            before = len(self._examples)
+            problems += self._read(path, config, tokenizer)
+            if len(self._examples) == before and (config.data.skip_bad or not problems):
+                raise UserError(f"{path}:1: no usable conversation in the file")
+        if problems and not config.data.skip_bad:
+            more = f" (and {len(problems) - 1} more bad lines)" if problems[1:] else ""
+            raise UserError(f"{problems[0]}{more}; --config.data.skip_bad=true leaves them out")
+        self.size: int | None = len(self._examples)
+        self.skipped = len(problems)
+        self.fingerprint = _fingerprint(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
+
+    def where(self, index: int) -> str:
+        return self._where[index]
+
+    def _read(self, path: Path, config: Settings, tokenizer: Tokenizer) -> Iterator[str]:
+        """Takes the good lines; yields the bad ones' problems."""
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"{path}: not readable ({error.strerror})") from None
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                one = _checked(_conversation(line), config, tokenizer)
+            except (UserError, TextError) as error:
+                yield f"{path}:{number}: {error}"
+                continue
+            self._examples.append(one)
+            self._where.append(f"{path}:{number}")
+
+
+class Tasks:
+    """Generated problems: example i of a seed is always the same, and there is no last one."""
+
+    def __init__(self, config: Settings, tokenizer: Tokenizer, split: str):
+        # Not at the top: whoever trains on files needs no tasks.
+        self._make = importlib.import_module("gptoss_jax.training.tasks").conversation
+        self._config = config
+        self._tokenizer = tokenizer
+        self._split = split
+        self._mixture = config.data.mixture.to_dict()
+        self.size: int | None = None
+        self.skipped = 0
+        self.fingerprint = f"tasks {split} {config.data.seed} {sorted(self._mixture.items())}"
+
+    def __getitem__(self, index: int) -> Example | None:
+        """Raises a UserError that names the problem if it does not fit the context."""
+        messages = self._make(self._config.data.seed, index, self._split, self._mixture)
+        try:
+            return _checked(messages, self._config, self._tokenizer)
+        except (UserError, TextError) as error:
+            if not self._config.data.skip_bad:
+                raise UserError(f"{self.where(index)}: {error}") from None
+            self.skipped += 1
+            return None
+
+    def where(self, index: int) -> str:
+        return f"{self._split} problem {index}"
+
+
+def _conversation(line: bytes) -> list[Message]:
+    try:
+        raw = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error})") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list):
+        raise UserError('give an object {"messages": […]}')
+    tools = raw.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError("tools: give a list of objects")
+    effort, date = raw.get("reasoning_effort", "medium"), raw.get("current_date")
+    if effort not in EFFORTS:
+        raise UserError(f"reasoning_effort: {effort!r} is none of {', '.join(EFFORTS)}")
+    if not isinstance(date, str | None):
+        raise UserError(f"current_date: {date!r} is no string")
+    functions = tool_functions(tools)
+    return from_chat(raw["messages"], tools=functions, effort=effort, current_date=date)
+
+
+def _checked(messages: list[Message], config: Settings, tokenizer: Tokenizer) -> Example:
+    data = config.data
+    one = example(tokenizer, messages, data.train_on, keep_analysis=data.keep_analysis)
+    if one.length > data.sequence_length:
+        raise UserError(
+            f"{one.length} tokens are more than the context, config.data.sequence_length "
+            f"{data.sequence_length}"
+        )
+    return one
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    crc = 0
+    for one in examples:
+        crc = zlib.crc32(one.learn_S.tobytes(), zlib.crc32(one.ids_S.tobytes(), crc))
+    return f"{len(examples)} conversations {crc:08x}"

@@ -1,0 +1,43 @@
+"""How fast a run goes, and what this machine could do."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from gptoss_jax.model.config import Config
+
+_SIZE = 1024
+_SECONDS = 0.3
+
+
+def matmul_rate() -> float:
+    """float32 multiplications and additions a second in a plain matmul of 1024 x 1024 here.
+
+    The best of as many as fit in 0.3 s.
+    """
+    x = jnp.ones((_SIZE, _SIZE), jnp.float32)
+    matmul = jax.jit(jnp.matmul).lower(x, x).compile()
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < _SECONDS:
+        start = time.perf_counter()
+        matmul(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIZE**3 / best
+
+
+def active_parameters(config: Config) -> int:
+    """Weights a token is multiplied with: the chosen experts only, and not the embedding."""
+    hidden, width = config.hidden_size, config.expert_width
+    attention = 2 * hidden * (config.attention_width + config.kv_width)
+    experts = config.experts_per_token * 3 * hidden * width
+    layer = attention + experts + hidden * config.num_experts
+    return config.num_layers * layer + config.vocab_size * hidden
+
+
+def training_flops(config: Config) -> int:
+    """Multiplications and additions a trained token needs, attention's own products left out.
+
+    Two a weight forwards, four backwards; recomputing (remat) is work, but not needed work.
+    """
+    return 6 * active_parameters(config)

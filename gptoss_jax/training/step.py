@@ -1,0 +1,155 @@
+"""The training step: gradients over microbatches, one update, compiled once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.training import objective, optimizer
+from gptoss_jax.training.packing import Rows
+from gptoss_jax.training.settings import Settings
+
+Params = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a step changes.
+
+    Attributes:
+      params: float32 parameters by dotted path, "layers.3.attention.w_q_AD".
+      optimizer: optax's state.
+      step: int32, how many steps are done.
+    """
+
+    params: Params
+    optimizer: Any
+    step: jax.Array
+
+
+class Trainer:
+    """The functions of a run: `init`, `train_step`, `eval_step`, all to be jitted.
+
+    Not done here: data, compiling, saving; more than one device.
+
+    Attributes:
+      config: the training config.
+      sizes: the network's.
+    """
+
+    def __init__(self, config: Settings, sizes: Config):
+        self.config = config
+        self.sizes = sizes
+        self._dtype = jnp.dtype(config.dtype)
+        like = abstract(sizes, dtype=self._dtype, param_dtype=jnp.float32, packed_experts=False)
+        leaves, self._treedef = tree_flatten_with_path(like)
+        self.paths = [_dotted(path) for path, _ in leaves]
+        self._optimizer = optimizer.optimizer(config, self.paths)
+        self._schedule = optimizer.schedule(config)
+
+    def init(self) -> State:
+        """The state before the first step, from the config's seed."""
+        model = GptOss(
+            self.sizes,
+            dtype=self._dtype,
+            param_dtype=jnp.float32,
+            packed_experts=False,
+            rngs=nnx.Rngs(self.config.seed),
+        )
+        params = dict(zip(self.paths, jax.tree.leaves(model), strict=True))
+        return State(params, self._optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def model(self, params: Params) -> GptOss:
+        """The network with these parameters."""
+        return tree_unflatten(self._treedef, [params[path] for path in self.paths])
+
+    def train_step(
+        self, state: State, batches: objective.Batch, *, qat: bool
+    ) -> tuple[State, Metrics]:
+        """One update from microbatches [A, B, T].
+
+        The gradient is that of the mean over all the trained tokens of all microbatches, however
+        unevenly these hold them.
+
+        Returns:
+          (the next state; `summary` of the step, with "gradient_norm" before clipping and
+          "learning_rate").
+        """
+
+        def add(total, batch):
+            (_, metrics), gradient = jax.value_and_grad(self._loss, has_aux=True)(
+                state.params, batch, qat
+            )
+            return jax.tree.map(jnp.add, total, (gradient, _weighted(metrics))), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        like = jax.eval_shape(lambda: self._loss(state.params, first, qat)[1])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, like))
+        (gradient, metrics), _ = jax.lax.scan(add, zeros, batches)
+        weight = jnp.maximum(metrics["weight_sum"], 1.0)
+        gradient = jax.tree.map(lambda g: g / weight, gradient)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, new = self._optimizer.update(gradient, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+            norm = optax.tree.norm(gradient)
+            rate = self._schedule(state.step)
+        shown = summary(metrics) | {"gradient_norm": norm, "learning_rate": rate}
+        return State(params, new, state.step + 1), shown  # pyright: ignore[reportArgumentType]
+
+    def eval_step(self, params: Params, batch: objective.Batch, *, qat: bool) -> Metrics:
+        """The batch's metrics as sums over its trained tokens; add those of batches together."""
+        return _weighted(self._loss(params, batch, qat)[1])
+
+    def _loss(self, params: Params, batch: objective.Batch, qat: bool):
+        return objective.loss(
+            self.model(params),
+            batch,
+            balance_coefficient=self.config.balance_coefficient,
+            qat=qat,
+            remat=self.config.remat,
+        )
+
+
+def _dotted(path: Any) -> str:
+    return keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def _weighted(metrics: Metrics) -> Metrics:
+    """Means over a batch's tokens become sums, so that batches add up."""
+    weight = metrics["weight_sum"]
+    means = {name: value * weight for name, value in metrics.items() if not name.endswith("_sum")}
+    return metrics | means
+
+
+def summary(sums: Metrics) -> Metrics:
+    """Means over the trained tokens, from `_weighted` metrics added up."""
+    weight = jnp.maximum(sums["weight_sum"], 1.0)
+    means = {name: value / weight for name, value in sums.items() if name != "weight_sum"}
+    means["loss"] = means.pop("loss_sum")
+    means["accuracy"] = means.pop("correct_sum")
+    means["expert_use_least"] = means["expert_use_LE"].min()
+    means["expert_use_most"] = means["expert_use_LE"].max()
+    return means | {"weight_sum": sums["weight_sum"]}
+
+
+def to_batch(rows: Rows, parts: int | None = None) -> objective.Batch:
+    """Rows on the device, [B, T], or [parts, B / parts, T]."""
+
+    def put(array):
+        return jnp.asarray(array if parts is None else array.reshape(parts, -1, array.shape[-1]))
+
+    return objective.Batch(**{name: put(array) for name, array in vars(rows).items()})
+
+
+def compiled(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) -> Callable:
+    """The program of a function for these arguments; another shape is an error, not a recompile."""
+    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
