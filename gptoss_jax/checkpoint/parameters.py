@@ -82,6 +82,7 @@ class Target:
 
 def _on_cpu(where: jax.sharding.Sharding | Format) -> bool:
     sharding = where.sharding if isinstance(where, Format) else where
+    assert sharding is not None
     return all(device.platform == "cpu" for device in sharding.device_set)
 
 

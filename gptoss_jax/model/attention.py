@@ -43,11 +43,15 @@ class Attention(nnx.Module):
         self.window = config.window(layer)
         self.head_dim = config.head_dim
 
-    def __call__(self, x_BTD: jax.Array, rotation: Rotation) -> jax.Array:
-        """Attention within x itself, position t at index t: [B, T, D]."""
-        q_BTNH, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
-        sinks_N = self.sinks_N[...]
-        out = kernels.attend_aligned(q_BTNH, k_BKHT, v_BKHT, sinks_N, window=self.window)
+    def __call__(
+        self, x_BTD: jax.Array, rotation: Rotation, first_key_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """Attention within x itself, [B, T, D]; no query sees an index before its first key."""
+        q, k, v = self._project(x_BTD, rotation)
+        sinks_N, window = self.sinks_N[...], self.window
+        if window is None and first_key_BT is not None:
+            return self._output(kernels.attend_packed(q, k, v, sinks_N, first_key_BT))
+        out = kernels.attend_aligned(q, k, v, sinks_N, window=window, first_key_BT=first_key_BT)
         return self._output(out)
 
     def extend(
@@ -107,7 +111,9 @@ class Attention(nnx.Module):
             v_BKHS,
             self.sinks_N[...],
             window=window,
-            first_key_B=jnp.maximum(window - length_B, 0),
+            first_key_BT=jnp.broadcast_to(
+                jnp.maximum(window - length_B, 0)[:, None], q_BTNH.shape[:2]
+            ),
         )
         rings = (kv.write_ring(x, length_B, added_B, num_new)[:, None] for x in (k_BKHS, v_BKHS))
         return out, kv.LayerCache(*rings)

@@ -39,16 +39,24 @@ class MoE(nnx.Module):
         self.alpha = config.swiglu_alpha
         self.limit = config.swiglu_limit
 
-    def route(self, x_RD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(expert ids int32, weights float32), both [R, X]: softmax over the top-k logits."""
+    def route(self, x_RD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(router logits float32 [R, E], chosen ids int32 [R, X], their weights float32 [R, X]).
+
+        The weights are a softmax over the chosen logits.
+        """
         logits_RE = dense(x_RD, self.w_router_ED[...], self.b_router_E[...])
         best_RX, chosen_RX = jax.lax.top_k(logits_RE, self.experts_per_token)
-        return chosen_RX, jax.nn.softmax(best_RX, axis=-1)
+        return logits_RE, chosen_RX, jax.nn.softmax(best_RX, axis=-1)
 
-    def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> jax.Array:
-        """The experts' weighted sum, [B, T, D] in x's dtype; rows not real cost nothing."""
+    def __call__(
+        self, x_BTD: jax.Array, real_BT: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The experts' weighted sum, [B, T, D] in x's dtype, and the router logits [B * T, E].
+
+        Rows that are not real cost no expert and yield zero.
+        """
         x_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
-        chosen_RX, weight_RX = self.route(x_RD)
+        logits_RE, chosen_RX, weight_RX = self.route(x_RD)
         if real_BT is not None:
             real_R1 = real_BT.reshape(-1, 1)
             chosen_RX = jnp.where(real_R1, chosen_RX, self.b_router_E[...].shape[0])
@@ -61,4 +69,4 @@ class MoE(nnx.Module):
             limit=self.limit,
         )
         y_RD = moe(x_RD, chosen_RX, weight_RX, experts)
-        return y_RD.astype(x_BTD.dtype).reshape(x_BTD.shape)
+        return y_RD.astype(x_BTD.dtype).reshape(x_BTD.shape), logits_RE

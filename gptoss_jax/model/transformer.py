@@ -31,9 +31,17 @@ class Layer(nnx.Module):
         self.moe_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.moe = MoE(config, dtype, packed_experts=packed_experts, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array, rotation: Rotation) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
-        return x_BTD + self.moe(self.moe_norm(x_BTD))
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        rotation: Rotation,
+        first_key_BT: jax.Array | None = None,
+        real_BT: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The layer's output and its router logits; see `Attention` and `MoE`."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, first_key_BT)
+        out, logits_RE = self.moe(self.moe_norm(x_BTD), real_BT)
+        return x_BTD + out, logits_RE
 
     def extend(
         self,
@@ -48,7 +56,7 @@ class Layer(nnx.Module):
         out, cache = self.attention.extend(normed, rotation, cache, length_B, added_B)
         x_BTD = x_BTD + out
         real_BT = jnp.arange(x_BTD.shape[1])[None] < added_B[:, None]
-        return x_BTD + self.moe(self.moe_norm(x_BTD), real_BT), cache
+        return x_BTD + self.moe(self.moe_norm(x_BTD), real_BT)[0], cache
 
 
 class GptOss(nnx.Module):
@@ -84,7 +92,43 @@ class GptOss(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """float32 logits [B, T, V] of int32 tokens [B, T], each row from position 0."""
-        return self._unembed(self._hidden(tokens_BT))
+        return self.unembed(self.hidden(tokens_BT)[0])
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        position_BT: jax.Array | None = None,
+        real_BT: jax.Array | None = None,
+        *,
+        remat: bool = False,
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """The residual stream after the last layer, for packed rows; differentiable.
+
+        Args:
+          tokens_BT: int32.
+          position_BT: int32, rising by one within a segment and starting at 0; no attention goes
+            from one segment to another (default: each row is one).
+          real_BT: bool, False where there is padding (default: nowhere).
+          remat: the backward pass computes each layer again instead of keeping what is in it.
+
+        Returns:
+          ([B, T, D] in the compute dtype, a layer's router logits float32 [B * T, E] each).
+        """
+        index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+        first_key_BT = None if position_BT is None else index_BT - position_BT
+        angles = rotation(self.config, index_BT if position_BT is None else position_BT)
+        run = jax.checkpoint(Layer.__call__) if remat else Layer.__call__
+        x_BTD, routers = self._embed(tokens_BT), []
+        for layer in self.layers:
+            x_BTD, logits_RE = run(layer, x_BTD, angles, first_key_BT, real_BT)
+            routers.append(logits_RE)
+        return x_BTD, routers
+
+    def unembed(self, x_BTD: jax.Array) -> jax.Array:
+        """float32 logits [B, T, V] of the residual stream [B, T, D]."""
+        batch, length, hidden = x_BTD.shape
+        x_RD = self.final_norm(x_BTD).reshape(batch * length, hidden)
+        return dense(x_RD, self.unembedding_VD[...]).reshape(batch, length, -1)
 
     def empty_cache(self, batch: int, capacity: int, dtype: jnp.dtype | None = None) -> Cache:
         """A cache for `batch` sequences of up to `capacity` positions.
@@ -120,23 +164,10 @@ class GptOss(nnx.Module):
             layers.append(new)
         last_B = jnp.maximum(added_B - 1, 0)
         x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
-        return self._unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
+        return self.unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
 
     def _embed(self, tokens_BT):
         return embed(self.embedding_VD[...], tokens_BT).astype(self.dtype)
-
-    def _hidden(self, tokens_BT):
-        position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        angles = rotation(self.config, position_BT)
-        x_BTD = self._embed(tokens_BT)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, angles)
-        return x_BTD
-
-    def _unembed(self, x_BTD):
-        batch, length, hidden = x_BTD.shape
-        x_RD = self.final_norm(x_BTD).reshape(batch * length, hidden)
-        return dense(x_RD, self.unembedding_VD[...]).reshape(batch, length, -1)
 
 
 def abstract(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptoss_jax.kernels.attention import reference, xla
+from gptoss_jax.kernels.attention import packed, reference, xla
 
 pytestmark = pytest.mark.fast
 
@@ -31,13 +31,13 @@ def make(queries: int, keys: int, dtype: str = "float32", seed: int = 0):
     )
 
 
-def aligned_mask(queries: int, keys: int, window: int | None, first_key_B) -> np.ndarray:
+def aligned_mask(queries: int, keys: int, window: int | None, first_key_BT) -> np.ndarray:
     """bool [B, T, S], key by key."""
     mask = np.zeros((BATCH, queries, keys), bool)
     for b, t, s in np.ndindex(mask.shape):
         stands_at = keys - queries + t
         near = window is None or stands_at - s < window
-        mask[b, t, s] = first_key_B[b] <= s <= stands_at and near
+        mask[b, t, s] = first_key_BT[b, t] <= s <= stands_at and near
     return mask
 
 
@@ -107,10 +107,11 @@ def test_aligned_in_bfloat16(small_blocks, queries, keys, window):
 def check_aligned(queries, keys, window, dtype):
     args = make(queries, keys, dtype)
     attend = jax.jit(functools.partial(xla.attend_aligned, window=window))
-    for first in ([0, 0, 0], [0, 1, (keys - queries) or 2]):
-        first_key_B = jnp.asarray(first, jnp.int32)
-        mask = aligned_mask(queries, keys, window, first)
-        actual = attend(*args, first_key_B=first_key_B)
+    packed = np.arange(queries) // 7 * 7 + keys - queries  # segments of 7 queries
+    for first in ([0, 0, 0], [0, 1, (keys - queries) or 2], [0, packed, packed // 2]):
+        first_key_BT = np.stack([np.broadcast_to(row, queries) for row in first]).astype(np.int32)
+        mask = aligned_mask(queries, keys, window, first_key_BT)
+        actual = attend(*args, first_key_BT=jnp.asarray(first_key_BT))
         check(actual, expected_attend(*args, jnp.asarray(mask)), dtype)
 
 
@@ -118,7 +119,7 @@ def check_aligned(queries, keys, window, dtype):
 def test_aligned_in_blocks_as_shipped(queries, window):
     """Blocks of 256 queries, cut by their own rule."""
     args = make(queries, queries)
-    mask = aligned_mask(queries, queries, window, np.zeros(BATCH))
+    mask = aligned_mask(queries, queries, window, np.zeros((BATCH, queries)))
     actual = jax.jit(functools.partial(xla.attend_aligned, window=window))(*args)
     check(actual, expected_attend(*args, jnp.asarray(mask)), "float32")
 
@@ -126,7 +127,7 @@ def test_aligned_in_blocks_as_shipped(queries, window):
 @pytest.mark.parametrize(("queries", "keys", "window"), [(37, 37, None), (37, 37, 5), (20, 31, 4)])
 def test_gradient_of_aligned(small_blocks, queries, keys, window):
     args = make(queries, keys)
-    mask = jnp.asarray(aligned_mask(queries, keys, window, np.zeros(BATCH)))
+    mask = jnp.asarray(aligned_mask(queries, keys, window, np.zeros((BATCH, queries))))
     mix = jnp.asarray(np.random.default_rng(2).normal(size=args[0].shape), jnp.float32)
 
     def gradients(function):
@@ -184,3 +185,30 @@ def test_cache_in_blocks_as_shipped():
     mask = jnp.arange(1100)[None, None] <= position[..., None]
     actual = jax.jit(xla.attend_cache)(q, pages(k, 128), pages(v, 128), sinks, position)
     check(actual, expected_attend(q, k, v, sinks, mask), "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("queries", "segment"), [(300, 300), (300, 50), (700, 400), (256, 1)])
+def test_packed(queries, segment, dtype):
+    """Segments within one block, over several, and longer than what a near block reads."""
+    args = make(queries, queries, dtype)
+    lengths = [segment, max(1, segment // 3), queries]
+    starts = [np.arange(queries) // length * length for length in lengths]
+    first_key_BT = jnp.asarray(np.stack(starts), jnp.int32)
+    mask = jnp.asarray(aligned_mask(queries, queries, None, np.asarray(first_key_BT)))
+    actual = jax.jit(packed.attend_packed)(*args, first_key_BT)
+    check(actual, expected_attend(*args, mask), dtype)
+
+
+def test_gradients_of_packed():
+    args = make(300, 300)
+    first_key_BT = jnp.asarray(np.stack([np.arange(300) // n * n for n in (300, 40, 7)]), jnp.int32)
+    mask = jnp.asarray(aligned_mask(300, 300, None, np.asarray(first_key_BT)))
+
+    def gradients(attend, where):
+        total = lambda *args: (attend(*args, where) ** 2).sum()  # noqa: E731 - a name for grad
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*args)
+
+    ours, theirs = gradients(packed.attend_packed, first_key_BT), gradients(reference.attend, mask)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * float(jnp.abs(b).max()))

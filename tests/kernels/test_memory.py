@@ -8,6 +8,7 @@ import pytest
 
 from gptoss_jax.kernels.moe import xla
 from gptoss_jax.kernels.moe.experts import Experts
+from gptoss_jax.kernels.moe.pairs import tile_size
 from gptoss_jax.model.cache import Cache
 from gptoss_jax.model.config import PRESETS
 from gptoss_jax.model.transformer import abstract
@@ -48,7 +49,7 @@ def test_experts_hold_one_dequantised_expert(rows, dtype):
     )
     # Each step: its rows, 2F and F wide, in float32, twice. All: rows in and out, and with many
     # rows the pairs' outputs in the compute dtype and gathered back in float32.
-    tile = xla.tile_rows(rows * ACTIVE, EXPERTS) if rows > xla.FEW_ROWS else rows
+    tile = tile_size(rows * ACTIVE, EXPERTS) if rows > xla.FEW_ROWS else rows
     step = 2 * 4 * tile * (2 * HIDDEN + 3 * WIDTH)
     pairs = (rows * ACTIVE + tile) * HIDDEN * (4 + KIND[dtype]) if rows > xla.FEW_ROWS else 0
     activations = step + pairs + 2 * 4 * rows * HIDDEN

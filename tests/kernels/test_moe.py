@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptoss_jax import mxfp4
-from gptoss_jax.kernels.moe import expert_matmul, reference, xla
+from gptoss_jax.kernels.moe import expert_matmul, gradient, pairs, reference, xla
 from gptoss_jax.kernels.moe.experts import Experts, swiglu
 
 pytestmark = pytest.mark.fast
@@ -140,18 +140,18 @@ def test_weights_and_dtypes(rows, kind, dtype):
 def test_ragged_tails_of_one_expert(rows):
     """Groups just under, at and over whole tiles, the last of which runs past the sorted rows."""
     experts, (x, weight) = make_experts("packed"), make_rows(rows)
-    assert xla.tile_rows(rows * ACTIVE, EXPERTS) in (8, 16, 32)
+    assert pairs.tile_size(rows * ACTIVE, EXPERTS) in (8, 16, 32)
     chosen = np.tile(np.array([[5, 6, 7]], np.int32), (rows, 1))  # the last expert only
     actual = jitted["many"](x, chosen, weight, experts)
     check(actual, reference_moe(x, chosen, weight, experts), "float32")
 
 
 @pytest.mark.parametrize(
-    ("pairs", "experts", "expected"),
+    ("num_pairs", "experts", "expected"),
     [(1, 32, 8), (300, 32, 16), (256, 32, 8), (257, 32, 8), (8192, 32, 256), (10**6, 32, 512)],
 )
-def test_tile_rows(pairs, experts, expected):
-    assert xla.tile_rows(pairs, experts) == expected
+def test_tile_size(num_pairs, experts, expected):
+    assert pairs.tile_size(num_pairs, experts) == expected
 
 
 @pytest.mark.parametrize(("form", "rows"), [("few", 12), ("many", 50)])
@@ -165,6 +165,49 @@ def test_a_row_does_not_depend_on_the_others(form, rows):
     second = np.asarray(jitted[form](others, rerouted, weight, experts))
     np.testing.assert_array_equal(first[kept], second[kept])
     assert (first[~kept] != second[~kept]).any(-1).all()
+
+
+def gradients(form, kind: str, rows: int, pattern: str):
+    """Of the sum of squares, in the rows, their weights and what is float of the experts."""
+    experts, (x, weight), chosen = make_experts(kind), make_rows(rows), routing(pattern, rows)
+    leaves, treedef = jax.tree.flatten(experts)
+    floats = [leaf if leaf.dtype == jnp.float32 else None for leaf in leaves]
+
+    def total(x, weight, floats):
+        merged = [f if f is not None else leaf for f, leaf in zip(floats, leaves, strict=True)]
+        return (form(x, chosen, weight, jax.tree.unflatten(treedef, merged)) ** 2).sum()
+
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(x, weight, floats)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("rows", [1, 45])
+@pytest.mark.parametrize("kind", ["packed", "arrays"])
+def test_gradients(kind, rows, pattern):
+    actual = gradients(gradient.moe, kind, rows, pattern)
+    expected = gradients(reference.moe, kind, rows, pattern)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(jnp.abs(theirs).max()))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("kind", ["packed", "arrays"])
+def test_gradients_of_bfloat16(kind):
+    """Dtypes of the arguments; the rest is what rounding leaves."""
+    experts, (x, weight), chosen = (
+        make_experts(kind),
+        make_rows(45, "bfloat16"),
+        routing("spread", 45),
+    )
+    ours, theirs = (
+        jax.jit(jax.grad(lambda x, form=form: form(x, chosen, weight, experts).sum()))(x)
+        for form in (gradient.moe, reference.moe)
+    )
+    assert ours.dtype == jnp.bfloat16
+    scale = float(jnp.abs(theirs).max())
+    difference = ours.astype(jnp.float32) - theirs.astype(jnp.float32)
+    assert float(jnp.abs(difference).max()) < 0.02 * scale
 
 
 @pytest.mark.parametrize("rows", [41, 60, 79])

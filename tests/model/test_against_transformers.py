@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 import sample
 
-from gptoss_jax.kernels.dense import dense
-from gptoss_jax.model.rope import rotation
-
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 import oracle
@@ -91,18 +88,8 @@ def test_storage_does_not_matter(options):
 
 @jax.jit
 def router_logits(model, tokens_BT):
-    """Each layer's, float32 [L, R, E]: the layers run one by one to look between them."""
-    position_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-    angles = rotation(model.config, position_BT)
-    x_BTD = model.embedding_VD[...][tokens_BT].astype(model.dtype)
-    logits = []
-    for layer in model.layers:
-        x_BTD = x_BTD + layer.attention(layer.attention_norm(x_BTD), angles)
-        normed = layer.moe_norm(x_BTD)
-        x_RD = normed.reshape(-1, normed.shape[-1])
-        logits.append(dense(x_RD, layer.moe.w_router_ED[...], layer.moe.b_router_E[...]))
-        x_BTD = x_BTD + layer.moe(normed)
-    return jnp.stack(logits)
+    """Each layer's, float32 [L, R, E]."""
+    return jnp.stack(model.hidden(tokens_BT)[1])
 
 
 @pytest.mark.parametrize(("name", "length"), [("narrow", 129), ("no_groups", 129), ("long", 4500)])

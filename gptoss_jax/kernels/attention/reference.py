@@ -32,11 +32,14 @@ def attend(
     kv_heads = k_BKHS.shape[1]
     groups = heads // kv_heads
     q_BTKGH = q_BTNH.astype(k_BKHS.dtype).reshape(batch, queries, kv_heads, groups, head_dim)
-    scores = einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k_BKHS)
-    scores = jnp.where(mask_BTS[:, None, None], scores * head_dim**-0.5, -jnp.inf)
-    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, groups, 1, 1)
-    largest = jnp.maximum(scores.max(-1, keepdims=True), sinks)
+    # In the order in which a dot yields them: any other would move all scores.
+    scores = einsum("BTKGH,BKHS->BKTGS", q_BTKGH, k_BKHS)
+    scores = jnp.where(mask_BTS[:, None, :, None], scores * head_dim**-0.5, -jnp.inf)
+    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, 1, groups, 1)
+    # Any number in its place gives the same softmax, so no gradient goes through it.
+    largest = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), sinks))
     weights = jnp.exp(scores - largest)
     weights = weights / (weights.sum(-1, keepdims=True) + jnp.exp(sinks - largest))
-    out_BTKGH = einsum("BKGTS,BKHS->BTKGH", weights.astype(v_BKHS.dtype), v_BKHS)
+    out_BKTGH = einsum("BKTGS,BKHS->BKTGH", weights.astype(v_BKHS.dtype), v_BKHS)
+    out_BTKGH = jnp.moveaxis(out_BKTGH, 1, 2)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)

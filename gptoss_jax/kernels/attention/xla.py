@@ -25,7 +25,7 @@ def attend_aligned(
     sinks_N: jax.Array,
     *,
     window: int | None = None,
-    first_key_B: jax.Array | None = None,
+    first_key_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention where query t stands at key S - T + t.
 
@@ -35,23 +35,25 @@ def attend_aligned(
       v_BKHS: values.
       sinks_N: sink logits.
       window: how many keys a query sees, itself included; None: all before it.
-      first_key_B: int32, keys before it are not there (default: all are).
+      first_key_BT: int32 [B, T], no query sees a key before its own first (default: 0): where its
+        segment of a packed row starts, or what is there.
 
     Returns:
       [B, T, N, H] in q's dtype.
     """
     batch, queries, heads, _ = q_BTNH.shape
     keys = k_BKHS.shape[-1]
-    if first_key_B is None:
-        first_key_B = jnp.zeros((batch,), jnp.int32)
+    if first_key_BT is None:
+        first_key_BT = jnp.zeros((batch, queries), jnp.int32)
     seen = keys if window is None else window
     block = max(8, min(256, _MAX_SCORES // (batch * heads * seen)))
     if queries <= block:
-        return _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_B, 0, window, queries)
+        return _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_BT, window, queries)
     blocks = -(-queries // block)
     # Padded queries come last and see only keys that are there anyway.
     padded = blocks * block - queries
     q = jnp.pad(q_BTNH, ((0, 0), (0, padded), (0, 0), (0, 0)))
+    first_key_BT = jnp.pad(first_key_BT, ((0, 0), (0, padded)))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padded))) for x in (k_BKHS, v_BKHS))
     spans = 1 if window is not None else min(_SPANS, blocks)
     outs = []
@@ -59,11 +61,11 @@ def attend_aligned(
         first, last = (blocks * i // spans * block for i in (span, span + 1))
         seen = keys - queries + last  # keys the span's last query can see
         rows = (q[:, first:last], k[..., :seen], v[..., :seen])
-        outs.append(_span(*rows, sinks_N, first_key_B, 0, window, block))
+        outs.append(_span(*rows, sinks_N, first_key_BT[:, first:last], window, block))
     return jnp.concatenate(outs, axis=1)[:, :queries]
 
 
-def _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_B, offset, window, block):
+def _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_BT, window, block):
     """Maps over blocks of queries; with a window each block reads only the keys it can see."""
     batch, queries, heads, head_dim = q_BTNH.shape
     keys = k_BKHS.shape[-1]
@@ -78,7 +80,8 @@ def _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_B, offset, window, block):
         v = jax.lax.dynamic_slice_in_dim(v_BKHS, first, width, axis=-1)
         key_index = first + jnp.arange(width)
         mask = _causal(q_keys[None], key_index[None], window)
-        mask = mask & (key_index[None, None] >= first_key_B[:, None, None])
+        first_key = jax.lax.dynamic_slice_in_dim(first_key_BT, start, block, axis=1)
+        mask = mask & (key_index[None, None] >= first_key[..., None])
         return reference.attend(q, k, v, sinks_N, mask)
 
     if queries == block:

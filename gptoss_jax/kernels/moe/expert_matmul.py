@@ -22,6 +22,21 @@ def expert_matmul(x_RK: jax.Array, weight: MXFP4 | jax.Array, expert: jax.Array)
     return lax.platform_dependent(x_RK, weight, expert, cpu=_packed_cpu, default=_packed_planes)
 
 
+def expert_matmul_transposed(
+    g_RN: jax.Array, weight: MXFP4 | jax.Array, expert: jax.Array
+) -> jax.Array:
+    """g @ weight[expert]^T: float32 [R, K] from g [R, N] and weight [E, K, N].
+
+    The gradient's matmul. Of a packed weight one nibble plane of one expert is decoded at a time.
+    """
+    if not isinstance(weight, MXFP4):
+        w_KN = lax.dynamic_index_in_dim(weight, expert, keepdims=False).astype(g_RN.dtype)
+        return _dot(g_RN, w_KN.T)
+    low, high = (_dot(g_RN, plane.T) for plane in _decoded_planes(weight, expert, g_RN.dtype))
+    halves = (y.reshape(len(g_RN), weight.groups, 1, HALF) for y in (low, high))
+    return jnp.concatenate(list(halves), axis=2).reshape(len(g_RN), -1)
+
+
 def _dot(x_RK: jax.Array, w_KN: jax.Array) -> jax.Array:
     precision = precision_of(x_RK.dtype)
     return jnp.dot(x_RK, w_KN, precision=precision, preferred_element_type=jnp.float32)
@@ -44,6 +59,13 @@ def _planes(x_RK: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _packed_planes(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
     """One dot for each nibble: what is decoded feeds it in the order in which it lies."""
+    low, high = _planes(x_RK)
+    plane_low, plane_high = _decoded_planes(weight, expert, x_RK.dtype)
+    return _dot(low, plane_low) + _dot(high, plane_high)
+
+
+def _decoded_planes(weight: MXFP4, expert: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """The rows of the low and of the high nibbles of one expert: two [K/2, N]."""
     _, k, n = weight.shape
     groups = weight.groups
     blocks = lax.dynamic_index_in_dim(weight.blocks, expert, keepdims=False)
@@ -54,10 +76,9 @@ def _packed_planes(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Arr
 
     def plane(codes: jax.Array) -> jax.Array:
         values = mxfp4.decode_codes(codes) * scales
-        return values.astype(x_RK.dtype).reshape(k // 2, n)
+        return values.astype(dtype).reshape(k // 2, n)
 
-    low, high = _planes(x_RK)
-    return _dot(low, plane(blocks & 0xF)) + _dot(high, plane(blocks >> 4))
+    return plane(blocks & 0xF), plane(blocks >> 4)
 
 
 # --- XLA:CPU -------------------------------------------------------------------------------------

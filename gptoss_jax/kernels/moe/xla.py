@@ -1,6 +1,6 @@
 """Mixture of experts in XLA over packed weights: only chosen experts are read, no row is dropped.
 
-Which form runs is decided by the static number of rows. Neither is differentiable.
+Which form runs is decided by the static number of rows. For its gradient see `gradient.py`.
 """
 
 import jax
@@ -9,11 +9,11 @@ from jax import lax
 
 from gptoss_jax.kernels.moe.expert_matmul import expert_matmul
 from gptoss_jax.kernels.moe.experts import Experts, swiglu
+from gptoss_jax.kernels.moe.pairs import sort_pairs
 from gptoss_jax.kernels.moe.reference import combine_weights
 
 # Up to here every active expert computes every row: rows are cheaper than sorting them.
 FEW_ROWS = 16
-_MAX_TILE = 512
 # The outputs of all (row, expert) pairs are held at once, twice: 0.4 GB at the published widths.
 _MAX_ROWS = 4096
 
@@ -72,45 +72,23 @@ def few_rows(
     return lax.fori_loop(0, chosen_E.sum(), add_expert, empty)
 
 
-def tile_rows(rows: int, num_experts: int) -> int:
-    """Rows a step for `rows` (row, expert) pairs: about what an expert gets, a power of two."""
-    share = max(8, min(_MAX_TILE, rows // num_experts))
-    return 1 << (share - 1).bit_length()
-
-
 def many_rows(
     x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts
 ) -> jax.Array:
     """Sorts (row, expert) pairs by expert and loops over tiles that lie within one expert.
 
-    Tiles are laid from each expert's first row, so the last of an expert runs over into the next
-    one's rows; the next expert's tile, which comes later, writes those again.
+    An expert's last tile runs over into the next one's rows; the next expert's tile, which comes
+    later, writes those again.
     """
-    rows, chosen = chosen_RX.shape
-    pairs, num_experts = rows * chosen, experts.num_experts
-    size = tile_rows(pairs, num_experts)
-    ids = chosen_RX.reshape(pairs)
-    order = jnp.argsort(ids, stable=True)
-    counts_E = (ids[:, None] == jnp.arange(num_experts)[None]).sum(0, dtype=jnp.int32)
-    first_pair_E = jnp.cumsum(counts_E) - counts_E
-    tiles_E = -(-counts_E // size)
-    last_tile_E = jnp.cumsum(tiles_E)
-
-    # Sorted rows are gathered a tile at a time; the sentinel tail lets the last tile run over.
-    row_of_pair = jnp.concatenate([order // chosen, jnp.zeros((size,), order.dtype)])
+    pairs = sort_pairs(chosen_RX, experts.num_experts)
 
     def compute_tile(tile, y_PD):
-        expert = jnp.searchsorted(last_tile_E, tile, side="right")
-        nth = tile - (last_tile_E[expert] - tiles_E[expert])
-        start = first_pair_E[expert] + nth * size
-        taken = lax.dynamic_slice_in_dim(row_of_pair, start, size)
-        y = _mlp(x_RD[taken], experts, expert)
+        expert, start, _ = pairs.locate(tile)
+        y = _mlp(x_RD[pairs.rows_at(start)], experts, expert)
         return lax.dynamic_update_slice_in_dim(y_PD, y.astype(y_PD.dtype), start, axis=0)
 
-    # Anything finite. Zeros would be shared by all layers, and so live all along and be copied.
-    y_PD = jnp.broadcast_to(x_RD[:1], (pairs + size, x_RD.shape[-1]))
-    y_PD = lax.fori_loop(0, last_tile_E[-1], compute_tile, y_PD)
-    place = jnp.zeros((pairs,), order.dtype).at[order].set(jnp.arange(pairs, dtype=order.dtype))
-    y_RXD = y_PD[place].reshape(rows, chosen, -1).astype(jnp.float32)
-    share_RX = jnp.where(chosen_RX < num_experts, weight_RX.astype(jnp.float32), 0.0)
-    return (y_RXD * share_RX[..., None]).sum(1)
+    # Overwritten where it counts. Zeros would be shared by all layers: live all along, and copied.
+    y_PD = jnp.broadcast_to(x_RD[:1], (len(pairs.row_P), x_RD.shape[-1]))
+    y_PD = lax.fori_loop(0, pairs.num_tiles, compute_tile, y_PD)
+    y_RXD = y_PD[pairs.place_RX].astype(jnp.float32) * weight_RX.astype(jnp.float32)[..., None]
+    return jnp.where(chosen_RX[..., None] < experts.num_experts, y_RXD, 0.0).sum(1)

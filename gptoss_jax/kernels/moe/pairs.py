@@ -1,0 +1,69 @@
+"""(row, expert) pairs sorted by expert, and the tiles that walk them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_MAX_TILE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """P pairs sorted by expert, then a tile's length of sentinels (row 0).
+
+    Tiles are laid from each expert's first pair. An expert's last tile runs over, into the next
+    expert's pairs or the sentinels, so that every tile has one static size.
+
+    Attributes:
+      row_P: int32 [P + size], the row of each pair.
+      place_RX: int32, where each pair of a row stands among the sorted.
+      counts_E: int32, pairs of each expert.
+      size: pairs a tile.
+    """
+
+    row_P: jax.Array
+    place_RX: jax.Array
+    counts_E: jax.Array
+    size: int
+
+    @property
+    def num_tiles(self) -> jax.Array:
+        """int32 scalar."""
+        return self._tiles.sum()
+
+    @property
+    def _tiles(self) -> jax.Array:
+        """int32 [E], tiles of each expert."""
+        return -(-self.counts_E // self.size)
+
+    def locate(self, tile: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(its expert, its first pair, how many of its pairs are that expert's) of a tile."""
+        last_tile_E = jnp.cumsum(self._tiles)
+        expert = jnp.searchsorted(last_tile_E, tile, side="right")
+        before = (tile - (last_tile_E[expert] - self._tiles[expert])) * self.size
+        first_pair_E = jnp.cumsum(self.counts_E) - self.counts_E
+        return expert, first_pair_E[expert] + before, self.counts_E[expert] - before
+
+    def rows_at(self, start: jax.Array) -> jax.Array:
+        """int32 [size]: the rows of the tile that starts at a pair."""
+        return lax.dynamic_slice_in_dim(self.row_P, start, self.size)
+
+
+def tile_size(pairs: int, num_experts: int) -> int:
+    """Pairs a tile: about what an expert gets, a power of two."""
+    share = max(8, min(_MAX_TILE, pairs // num_experts))
+    return 1 << (share - 1).bit_length()
+
+
+def sort_pairs(chosen_RX: jax.Array, num_experts: int) -> Pairs:
+    """Sorts the pairs of int32 expert ids [R, X]; an id of `num_experts` or more is in no tile."""
+    rows, chosen = chosen_RX.shape
+    size = tile_size(rows * chosen, num_experts)
+    ids = chosen_RX.reshape(-1)
+    order = jnp.argsort(ids, stable=True)
+    counts_E = (ids[:, None] == jnp.arange(num_experts)[None]).sum(0, dtype=jnp.int32)
+    row_P = jnp.concatenate([order // chosen, jnp.zeros((size,), order.dtype)])
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(rows * chosen, dtype=order.dtype))
+    return Pairs(row_P, place.reshape(rows, chosen), counts_E, size)

@@ -1,0 +1,108 @@
+"""What training minimises: cross-entropy of chosen tokens, and the routers' load balance."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.training.qat import through_mxfp4
+
+# Logits of one block of positions, in float32 elements: 64 MiB. All of 2,048 positions of the
+# published vocabulary would take 1.6 GB.
+_BLOCK = 2**24
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed rows.
+
+    Attributes:
+      tokens_BT: int32, what the model reads.
+      targets_BT: int32, what should follow each.
+      weights_BT: float32, 1 where the target counts in the loss, else 0.
+      segments_BT: int32, 1, 2, … for the conversations of a row, 0 for padding.
+      positions_BT: int32, from 0 in each segment.
+    """
+
+    tokens_BT: jax.Array
+    targets_BT: jax.Array
+    weights_BT: jax.Array
+    segments_BT: jax.Array
+    positions_BT: jax.Array
+
+
+def loss(
+    model: GptOss, batch: Batch, *, balance_coefficient: float, qat: bool, remat: bool
+) -> tuple[jax.Array, Metrics]:
+    """The summed loss of a batch, to be divided by the weights of all batches of a step.
+
+    Args:
+      model: with float experts.
+      batch: see there.
+      balance_coefficient: of the load-balance term, which counts once a weighted token.
+      qat: the experts are used as MXFP4 holds them, gradients pass straight through.
+      remat: see `GptOss.hidden`.
+
+    Returns:
+      (float32 scalar, sums and means over the batch: "loss_sum" the cross-entropies alone,
+      "weight_sum", "correct_sum" targets that had the highest logit, "balance" mean over layers,
+      "expert_use_LE" the share of assignments each expert of a layer took).
+    """
+    model = through_mxfp4(model) if qat else model
+    real_BT = batch.segments_BT > 0
+    x_BTD, routers = model.hidden(batch.tokens_BT, batch.positions_BT, real_BT, remat=remat)
+    loss_sum, correct_sum = _cross_entropy(model, x_BTD, batch.targets_BT, batch.weights_BT)
+    active = model.config.experts_per_token
+    uses, terms = zip(*(balance(x, real_BT.reshape(-1), active) for x in routers), strict=True)
+    weight_sum, term = batch.weights_BT.sum(), jnp.stack(terms).mean()
+    metrics = {
+        "loss_sum": loss_sum,
+        "weight_sum": weight_sum,
+        "correct_sum": correct_sum,
+        "balance": term,
+        "expert_use_LE": jnp.stack(uses),
+    }
+    return loss_sum + balance_coefficient * term * weight_sum, metrics
+
+
+def balance(logits_RE: jax.Array, real_R: jax.Array, active: int) -> tuple[jax.Array, jax.Array]:
+    """(share of assignments of each expert [E], the load-balance term) of one router.
+
+    E times the sum over experts of share of assignments times mean probability (Switch
+    Transformer, arXiv 2101.03961, eq. 4, for top-k assignments): 1 where both are uniform.
+    """
+    rows = jnp.maximum(real_R.sum(), 1).astype(jnp.float32)
+    num_experts = logits_RE.shape[-1]
+    _, chosen_RX = jax.lax.top_k(logits_RE, active)
+    one_hot_RE = jax.nn.one_hot(chosen_RX, num_experts, dtype=jnp.float32).sum(1)
+    real_R1 = real_R[:, None]
+    share_E = jnp.where(real_R1, one_hot_RE, 0).sum(0) / (rows * active)
+    probability_E = jnp.where(real_R1, jax.nn.softmax(logits_RE, axis=-1), 0).sum(0) / rows
+    return share_E, num_experts * (share_E * probability_E).sum()
+
+
+def _cross_entropy(model, x_BTD, targets_BT, weights_BT):
+    """(summed cross-entropy, how many weighted targets had the highest logit), block by block."""
+    rows = targets_BT.size
+    block = max(1, min(rows, _BLOCK // model.config.vocab_size))
+
+    def blocks(x):
+        flat = x.reshape(rows, *x.shape[2:])
+        flat = jnp.pad(flat, ((0, -rows % block), *[(0, 0)] * (flat.ndim - 1)))
+        return flat.reshape(-1, block, *flat.shape[1:])
+
+    @jax.checkpoint
+    def one(arguments):
+        x_RD, target_R, weight_R = arguments
+        logits_RV = model.unembed(x_RD[None])[0]
+        correct_R = (logits_RV.argmax(-1) == target_R).astype(jnp.float32)
+        chosen_R = jnp.take_along_axis(logits_RV, target_R[:, None], axis=-1)[:, 0]
+        losses_R = jax.nn.logsumexp(logits_RV, axis=-1) - chosen_R
+        return (losses_R * weight_R).sum(), (correct_R * weight_R).sum()
+
+    sums = jax.lax.map(one, tuple(map(blocks, (x_BTD, targets_BT, weights_BT))))
+    return sums[0].sum(), sums[1].sum()
