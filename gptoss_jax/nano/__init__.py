@@ -1,0 +1,1 @@
+"""The embedded model: a tiny gpt-oss trained here, with its tokenizer."""

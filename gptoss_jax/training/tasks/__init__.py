@@ -1,0 +1,125 @@
+"""Generated problems with checkable answers: what nano learns, and what it is tested with.
+
+A problem is a pure function of (skill, seed, index, split). Which split it may be in depends on
+what it asks alone, so that no problem of validation or test is ever trained on in other words.
+"""
+
+import bisect
+import itertools
+from collections.abc import Callable, Mapping
+from random import Random
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.text.harmony import Effort, Message
+from gptoss_jax.training.tasks import (
+    arithmetic,
+    calculator,
+    json_answers,
+    recall,
+    refusal,
+    words,
+)
+from gptoss_jax.training.tasks.problem import SPLITS, Problem, ToolCall, belongs
+from gptoss_jax.training.tasks.setting import situated
+
+__all__ = ["DEFAULT_MIXTURE", "SKILLS", "SPLITS", "Problem", "ToolCall", "conversation", "problem"]
+
+SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
+    "addition": arithmetic.addition,
+    "addition3": arithmetic.three_digit_addition,
+    "subtraction": arithmetic.subtraction,
+    "product": arithmetic.product,
+    "reverse": words.reverse,
+    "sort": words.sort,
+    "count": words.count,
+    "json": json_answers.json_answer,
+    "calculator": calculator.calculator,
+    "recall_near": recall.near,
+    "recall_middle": recall.middle,
+    "recall_far": recall.far,
+    "recall_several": recall.several,
+    "refusal": refusal.refusal,
+    "about": refusal.about,
+}
+# Shares of conversations, not of tokens.
+DEFAULT_MIXTURE = {
+    "addition": 0.17,
+    "subtraction": 0.15,
+    "product": 0.06,
+    "reverse": 0.09,
+    "sort": 0.11,
+    "count": 0.09,
+    "json": 0.08,
+    "calculator": 0.06,
+    "recall_near": 0.05,
+    "recall_middle": 0.02,
+    "recall_far": 0.01,
+    "recall_several": 0.02,
+    "refusal": 0.07,
+    "about": 0.02,
+}
+_EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
+_EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
+
+
+def problem(skill: str, seed: int, index: int, split: str) -> Problem:
+    """A problem of a skill, in the setting of some conversation.
+
+    Args:
+      skill: one of `SKILLS`.
+      seed: of all problems.
+      index: from 0, without end.
+      split: train, validation or test.
+
+    Raises:
+      UserError: the skill or the split is unknown.
+    """
+    _check(skill, split)
+    return _problem(Random(f"{seed} {split} {skill} {index}"), skill, split)
+
+
+def conversation(
+    seed: int, index: int, split: str, mixture: Mapping[str, float] | None = None
+) -> list[Message]:
+    """Conversation `index`: the prompt of a drawn problem and its reference turn.
+
+    Earlier turns keep their analysis here; what a prompt drops of it is up to the rendering.
+
+    Args:
+      seed: of all conversations.
+      index: from 0, without end.
+      split: train, validation or test.
+      mixture: skill to weight; None or empty: `DEFAULT_MIXTURE`.
+
+    Raises:
+      UserError: a skill or the split is unknown, or no weight is above 0.
+    """
+    weights = mixture or DEFAULT_MIXTURE
+    for skill in weights:
+        _check(skill, split)
+    totals = list(itertools.accumulate(weights.values()))
+    if totals[-1] <= 0:
+        raise UserError("the mixture has no weight above 0")
+    rng = Random(f"{seed} {split} mixture {index}")
+    place = bisect.bisect(totals, rng.random() * totals[-1])
+    return _problem(rng, list(weights)[place], split).conversation()
+
+
+def _problem(rng: Random, skill: str, split: str) -> Problem:
+    return situated(
+        rng, _bare(rng, skill, split), lambda: _bare(rng, rng.choice(_EARLIER), "train")
+    )
+
+
+def _bare(rng: Random, skill: str, split: str) -> Problem:
+    while True:
+        drawn = SKILLS[skill](rng, rng.choice(_EFFORTS))
+        if not drawn.key or belongs(drawn.key, split):
+            return drawn
+
+
+def _check(skill: str, split: str) -> None:
+    if skill not in SKILLS:
+        raise UserError(f"skill {skill!r} is unknown; use one of {', '.join(SKILLS)}")
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")

@@ -1,0 +1,111 @@
+"""Sums and differences to 4 digits, products of 2 by 1 digits."""
+
+from random import Random
+
+from gptoss_jax.text.harmony import Effort
+from gptoss_jax.training.tasks import working
+from gptoss_jax.training.tasks.phrasing import ask, casual
+from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, user
+from gptoss_jax.training.tasks.working import Working
+
+_DIGITS = (1, 2, 2, 3, 3, 3, 3, 4, 4, 4)
+_SUMS = ("{} + {}", "{} + {}", "{} + {}", "{}+{}")
+_SUM_WORDS = ("{} plus {}", "{} plus {}", "the sum of {} and {}", "{} added to {}")
+_SUM_ORDERS = ("Add {} and {}", "Add {} to {}", "Please add {} and {}.", "Sum {} and {}")
+_DIFFERENCES = ("{} - {}", "{} - {}", "{} - {}", "{}-{}")
+_DIFFERENCE_WORDS = ("{} minus {}", "{} minus {}", "{} take away {}", "{} less {}")
+_DIFFERENCE_ORDERS = ("Subtract {1} from {0}", "Take {1} from {0}", "Take {1} away from {0}")
+_PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}")
+_PRODUCT_WORDS = ("{} times {}", "{} times {}", "{} multiplied by {}", "the product of {} and {}")
+_PRODUCT_ORDERS = ("Multiply {} by {}", "Multiply {} and {}")
+
+
+def addition(rng: Random, effort: Effort, digits: tuple[int, ...] = _DIGITS) -> Problem:
+    """A sum.
+
+    Args:
+      rng: draws all of it.
+      effort: of the analysis.
+      digits: lengths of numbers, drawn from.
+    """
+    a, b = _number(rng, digits), _number(rng, digits)
+    text = _phrase(rng, a, b, _SUMS, _SUM_WORDS, _SUM_ORDERS)
+    check = working.subtract(a + b, b)
+    return _problem("addition", sum_key(a, b), text, working.add(a, b), check, effort)
+
+
+def three_digit_addition(rng: Random, effort: Effort) -> Problem:
+    """A sum of two three-digit numbers, which is held to more than the rest."""
+    return addition(rng, effort, (3,))
+
+
+def subtraction(rng: Random, effort: Effort) -> Problem:
+    """A difference; one in eight is negative."""
+    b, a = sorted((_number(rng, _DIGITS), _number(rng, _DIGITS)))
+    if rng.random() < 0.125:
+        a, b = b, a
+    text = _phrase(rng, a, b, _DIFFERENCES, _DIFFERENCE_WORDS, _DIFFERENCE_ORDERS)
+    low, high = sorted((a, b))
+    check = working.add(high - low, low)
+    worked = working.subtract(a, b)
+    return _problem("subtraction", difference_key(a, b), text, worked, check, effort)
+
+
+def product(rng: Random, effort: Effort) -> Problem:
+    """A product, the single digit on either side."""
+    a, b = _number(rng, (1, 2, 2, 2, 2)), rng.randrange(10)
+    shown = (a, b) if rng.random() < 0.6 else (b, a)
+    text = _phrase(rng, *shown, _PRODUCTS, _PRODUCT_WORDS, _PRODUCT_ORDERS)
+    again = working.multiply(a, b)
+    return _problem("product", product_key(a, b), text, again, again, effort)
+
+
+def sum_key(a: int, b: int) -> str:
+    """One key for a + b, b + a, and the differences that undo them (which the check works).
+
+    Empty for what stands in the steps of other sums and products: that is in training anyway.
+    """
+    low, high = sorted((a, b))
+    return "" if low < 10 and high < 100 else f"{low}+{high}"
+
+
+def difference_key(a: int, b: int) -> str:
+    """The key of a - b and b - a: that of the sum they undo."""
+    low, high = sorted((a, b))
+    return sum_key(low, high - low)
+
+
+def product_key(a: int, b: int) -> str:
+    """One key for a * b and b * a; empty for the tables."""
+    low, high = sorted((a, b))
+    return "" if high < 10 else f"{high}*{low}"
+
+
+def _problem(
+    skill: str, key: str, text: str, worked: Working, check: Working, effort: Effort
+) -> Problem:
+    reasoning, result = working.analysis(worked, check, effort), str(worked.result)
+    return Problem(
+        skill, key, (user(text),), answered(reasoning, result), result, gives_number, effort
+    )
+
+
+def _number(rng: Random, digits: tuple[int, ...]) -> int:
+    n = rng.choice(digits)
+    return rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n)
+
+
+def _phrase(
+    rng: Random,
+    a: int,
+    b: int,
+    symbols: tuple[str, ...],
+    words: tuple[str, ...],
+    orders: tuple[str, ...],
+) -> str:
+    draw = rng.random()
+    if draw < 0.55:
+        return ask(rng, rng.choice(symbols).format(a, b))
+    if draw < 0.8:
+        return ask(rng, rng.choice(words).format(a, b), symbols=False)
+    return casual(rng, rng.choice(orders).format(a, b))

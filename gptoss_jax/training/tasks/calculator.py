@@ -1,0 +1,81 @@
+"""A function call of a calculator, and the answer from its result."""
+
+import json
+from random import Random
+
+from gptoss_jax.text.harmony import Effort, ToolFunction
+from gptoss_jax.training.tasks.arithmetic import difference_key, product_key, sum_key
+from gptoss_jax.training.tasks.expression import evaluate_expression
+from gptoss_jax.training.tasks.phrasing import FRAMES, ask, casual
+from gptoss_jax.training.tasks.problem import Problem, gives_number, user
+
+CALL_ANALYSIS = "This is for the calculator."
+RESULT_ANALYSIS = "The calculator has it."
+_DESCRIPTIONS = (
+    "Evaluates an arithmetic expression.",
+    "Evaluates an arithmetic expression.",
+    "Evaluates an expression.",
+    "Calculates.",
+    "A calculator.",
+    "",
+)
+_ORDERS = (
+    "Use the calculator: {}",
+    "Use the calculator for {}",
+    "Use the calculator to work out {}.",
+    "What is {}? Use the calculator.",
+)
+_KEYS = {"+": sum_key, "-": difference_key, "*": product_key}
+_SAID = {
+    "+": ("{} + {}", "{}+{}", "{} plus {}"),
+    "-": ("{} - {}", "{}-{}", "{} minus {}"),
+    "*": ("{} * {}", "{}*{}", "{} × {}", "{} x {}", "{} times {}"),
+}
+
+
+def calculator(rng: Random, effort: Effort) -> Problem:
+    """Numbers too large to work, or a wish for the calculator; it is always at hand."""
+    ordered = rng.random() < 0.4
+    digits = (1, 2, 3, 4, 5, 6) if ordered else (4, 5, 5, 6, 6)
+    a, b = (rng.randrange(10 ** (n - 1), 10**n) for n in rng.choices(digits, k=2))
+    symbol = rng.choice("++--***")
+    expression = f"{a}{symbol}{b}"
+    said = rng.choice(_SAID[symbol]).format(a, b)
+    text = casual(rng, rng.choice(_ORDERS).format(said)) if ordered else _question(rng, said)
+    result = str(evaluate_expression(expression))
+    return Problem(
+        skill="calculator",
+        key=_KEYS[symbol](a, b),
+        messages=(user(text),),
+        reference=_loop(rng, expression, result),
+        answer=result,
+        check=gives_number,
+        effort=effort,
+        tools=(tool(rng),),
+        call=expression,
+    )
+
+
+def tool(rng: Random) -> ToolFunction:
+    """The calculator as a prompt describes it."""
+    argument = {"type": "string"}
+    if rng.random() < 0.2:
+        argument["description"] = "The expression to evaluate."
+    schema = {"type": "object", "properties": {"expression": argument}, "required": ["expression"]}
+    return ToolFunction("calculator", rng.choice(_DESCRIPTIONS), schema)
+
+
+def _question(rng: Random, said: str) -> str:
+    in_symbols = not any(c.isalpha() and c != "x" for c in said)
+    return ask(rng, said, symbols=in_symbols) if in_symbols else rng.choice(FRAMES).format(said)
+
+
+def _loop(rng: Random, expression: str, result: str) -> tuple[dict, ...]:
+    arguments = json.dumps({"expression": expression}, separators=(",", ":"))
+    call = {"id": "1", "function": {"name": "calculator", "arguments": arguments}}
+    shown = json.dumps({"result": int(result)}) if rng.random() < 0.3 else result
+    return (
+        {"role": "assistant", "reasoning": CALL_ANALYSIS, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": shown},
+        {"role": "assistant", "reasoning": RESULT_ANALYSIS, "content": result},
+    )

@@ -1,0 +1,111 @@
+"""Facts in a sentence as JSON to a given schema."""
+
+import json
+from random import Random
+from typing import Any
+
+from gptoss_jax.text.harmony import Effort, ResponseFormat
+from gptoss_jax.training.tasks.problem import Problem, answered, gives_json, user
+from gptoss_jax.training.tasks.vocabulary import CITIES, NAMES, NOUNS, OTHERS, pronounceable
+
+ANALYSIS = "Fill in the JSON."
+Facts = dict[str, tuple[str, Any]]
+
+_STRINGS = ("name", "city", "color", "title", "kind", "owner", "brand", "size", "shape", "team")
+_INTEGERS = ("age", "price", "count", "year", "weight", "floor", "score", "pages", "seats", "id")
+_BOOLEANS = ("active", "open", "new", "member", "paid", "ready", "sold", "public", "married", "ok")
+_STATED = ("{} is {}", "{} is {}", "the {} is {}", "{}: {}", "{} = {}")
+_BEFORE = ("", "", "Facts: ", "Here is the data: ", "Write this as JSON: ", "Extract: ")
+_SCHEMA_NAMES = ("answer", "person", "item", "record", "response", "output")
+
+
+def json_answer(rng: Random, effort: Effort) -> Problem:
+    """Two to four facts, said in an order of their own, for an object of integers and so on."""
+    facts, said = _person(rng) if rng.random() < 0.35 else _record(rng)
+    schema = _schema(rng, facts)
+    value = {name: fact for name, (_, fact) in facts.items()}
+    answer = json.dumps(value, separators=(",", ":"))
+    name = rng.choice(_SCHEMA_NAMES)
+    return Problem(
+        skill="json",
+        key=f"json {sorted(value.items())}",
+        messages=(user(rng.choice(_BEFORE) + said),),
+        reference=answered(ANALYSIS, answer),
+        answer=answer,
+        check=gives_json,
+        effort=effort,
+        response_formats=(ResponseFormat(name, schema),),
+    )
+
+
+def _record(rng: Random) -> tuple[Facts, str]:
+    """Any names with any values, plainly stated."""
+    names: set[str] = set()
+    facts: Facts = {}
+    for _ in range(rng.randint(2, 4)):
+        kind = rng.choice(("integer", "string", "string", "boolean"))
+        name = _name(rng, kind)
+        if name not in names:
+            names.add(name)
+            facts[name] = (kind, _value(rng, kind))
+    if len(facts) < 2:
+        return _record(rng)
+    form = rng.choice(_STATED)
+    stated = [form.format(name, _spoken(fact)) for name, (_, fact) in facts.items()]
+    rng.shuffle(stated)
+    return facts, _sentence(rng, stated)
+
+
+def _person(rng: Random) -> tuple[Facts, str]:
+    """Someone in a sentence."""
+    name, age, city = rng.choice(NAMES), rng.randint(1, 99), rng.choice(CITIES)
+    pets, member = rng.randint(0, 9), rng.random() < 0.5
+    clauses = {
+        "age": ("integer", age, f"is {age} years old"),
+        "city": ("string", city, f"lives in {city}"),
+        "pets": ("integer", pets, f"has {pets} pets"),
+        "member": ("boolean", member, "is a member" if member else "is not a member"),
+    }
+    chosen = rng.sample(list(clauses), rng.randint(1, 3))
+    said = _sentence(rng, [clauses[key][2] for key in chosen])
+    facts: Facts = {"name": ("string", name)}
+    facts |= {key: clauses[key][:2] for key in chosen}
+    order = rng.sample(list(facts), len(facts))
+    return {key: facts[key] for key in order}, f"{name} {said}"
+
+
+def _schema(rng: Random, facts: Facts) -> dict[str, Any]:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {name: {"type": kind} for name, (kind, _) in facts.items()},
+    }
+    if rng.random() < 0.8:
+        schema["required"] = list(facts)
+    if rng.random() < 0.4:
+        schema["additionalProperties"] = False
+    return schema
+
+
+def _name(rng: Random, kind: str) -> str:
+    known = {"string": _STRINGS, "integer": _INTEGERS, "boolean": _BOOLEANS}[kind]
+    return rng.choice(known) if rng.random() < 0.7 else rng.choice(NOUNS)
+
+
+def _value(rng: Random, kind: str) -> Any:
+    if kind == "integer":
+        return rng.randrange(10 ** rng.randint(1, 4))
+    if kind == "boolean":
+        return rng.random() < 0.5
+    words = (rng.choice(NOUNS), rng.choice(OTHERS), pronounceable(rng, rng.randint(3, 7)))
+    return rng.choice((rng.choice(words), rng.choice(NAMES), rng.choice(CITIES)))
+
+
+def _spoken(fact: Any) -> str:
+    return str(fact).lower() if isinstance(fact, bool) else str(fact)
+
+
+def _sentence(rng: Random, stated: list[str]) -> str:
+    if len(stated) == 1:
+        return f"{stated[0]}."
+    joint = rng.choice((" and ", ", "))
+    return f"{', '.join(stated[:-1])}{joint}{stated[-1]}."

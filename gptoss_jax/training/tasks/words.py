@@ -1,0 +1,136 @@
+"""Reversing and sorting a word's letters, counting them. The analysis numbers the letters."""
+
+from collections.abc import Sequence
+from random import Random
+
+from gptoss_jax.text.harmony import Effort
+from gptoss_jax.training.tasks.phrasing import casual
+from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, gives_text, user
+from gptoss_jax.training.tasks.vocabulary import word
+
+_REVERSE = (
+    "Reverse the word {}",
+    "Reverse {}",
+    "Reverse the letters of {}",
+    "Spell {} backwards",
+    "Write {} backwards",
+    "What is {} backwards?",
+    "What is {} spelled backwards?",
+    "What is {} reversed?",
+    "Can you reverse {}?",
+    "Please reverse the word {}.",
+    "{} backwards",
+)
+_SORT = (
+    "Sort the letters of {}",
+    "Sort the letters of the word {}",
+    "Sort the letters in {}",
+    "Sort {} alphabetically",
+    "Put the letters of {} in alphabetical order",
+    "What are the letters of {} in alphabetical order?",
+    "Can you sort the letters of {}?",
+    "Please sort the letters of {}.",
+    "Order the letters of {} alphabetically",
+)
+_LENGTH = (
+    "How many letters are in {}?",
+    "How many letters does {} have?",
+    "How many letters are there in {}?",
+    "How many letters are in the word {}?",
+    "Count the letters of {}",
+    "Count the letters in {}",
+    "How long is the word {}?",
+)
+_COUNT = (
+    "How many {letter} are in {}?",
+    "How many {letter} are there in {}?",
+    "How many {letter} does {} have?",
+    "How often does {one} occur in {}?",
+    "How many times does {one} appear in {}?",
+    "How many times is {one} in the word {}?",
+    "Count the letter {one} in {}",
+    "Count {one} in {}",
+)
+_QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'")
+
+
+def reverse(rng: Random, effort: Effort) -> Problem:
+    """A word backwards."""
+    letters = _letters(word(rng))
+    back = letters[::-1]
+    text = "".join(letter for _, letter in back)
+    low = f"Spell:{_listed(letters)}\nBack:{_listed(back)}"
+    analysis = _worked(effort, low, text, _listed(_letters(text)))
+    return _problem(rng, "reverse", letters, _REVERSE, analysis, text, effort)
+
+
+def sort(rng: Random, effort: Effort) -> Problem:
+    """A word's letters in alphabetical order."""
+    letters = _letters(word(rng))
+    order = sorted(letters, key=lambda numbered: numbered[1])
+    text = "".join(letter for _, letter in order)
+    low = f"Spell:{_listed(letters)}\nOrder:{_listed(order)}"
+    analysis = _worked(effort, low, text, _listed(_letters(text)))
+    return _problem(rng, "sort", letters, _SORT, analysis, text, effort)
+
+
+def count(rng: Random, effort: Effort) -> Problem:
+    """How many letters a word has, or how often it has one."""
+    letters = _letters(word(rng))
+    if rng.random() < 0.3:
+        low, number, back = f"Spell:{_listed(letters)}", str(len(letters)), letters[::-1]
+        analysis = _worked(effort, low, number, _listed(back))
+        return _problem(rng, "count", letters, _LENGTH, analysis, number, effort)
+    # Mostly a letter that is there.
+    any_letter = rng.random() < 0.15
+    wanted = chr(rng.randrange(97, 123)) if any_letter else rng.choice(letters)[1]
+    low, number = _running_count(letters, wanted)
+    analysis = _worked(effort, low, number, _listed(letters))
+    plural = rng.choice((f"{wanted}'s", f"{wanted}s", f'"{wanted}"'))
+    single = rng.choice((wanted, f'"{wanted}"', f"the letter {wanted}"))
+    forms = [f.replace("{letter}", plural).replace("{one}", single) for f in _COUNT]
+    forms = [form.replace("the letter the letter", "the letter") for form in forms]
+    return _problem(rng, "count", letters, forms, analysis, number, effort)
+
+
+def _problem(
+    rng: Random,
+    skill: str,
+    letters: list[tuple[int, str]],
+    forms: Sequence[str],
+    analysis: str,
+    text: str,
+    effort: Effort,
+) -> Problem:
+    spelled = "".join(letter for _, letter in letters)
+    quoted = rng.choice(_QUOTES).format(spelled)
+    asked = rng.choice(forms).format(quoted)
+    # A bare word at the beginning stays as it is: the answer has its letters as they stand.
+    asked = asked if asked.startswith(quoted) else casual(rng, asked)
+    check = gives_number if text.isdigit() else gives_text
+    return Problem(
+        skill, f"word {spelled}", (user(asked),), answered(analysis, text), text, check, effort
+    )
+
+
+def _letters(spelled: str) -> list[tuple[int, str]]:
+    return list(enumerate(spelled, 1))
+
+
+def _listed(letters: Sequence[tuple[int, str]]) -> str:
+    return "".join(f" {n}:{letter}" for n, letter in letters)
+
+
+def _running_count(letters: Sequence[tuple[int, str]], wanted: str) -> tuple[str, str]:
+    """Each letter followed by how often the wanted one came until there, and the last number."""
+    out, seen = [], 0
+    for _, letter in letters:
+        seen += letter == wanted
+        out.append(f"{letter}{seen}")
+    return f"Count {wanted}: {''.join(out)}", str(seen)
+
+
+def _worked(effort: Effort, low: str, result: str, check: str) -> str:
+    """Low effort lists; medium says the result too; high lists once more to check."""
+    said = low if effort == "low" else f"{low}\nSo {result}"
+    return f"{said}\nCheck:{check}" if effort == "high" else said
