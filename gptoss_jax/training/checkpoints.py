@@ -74,6 +74,8 @@ class Checkpoints:
           UserError: it is of another network or optimizer.
         """
         checkpointer = self._checkpointer
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
         try:
             loaded = checkpointer.load(checkpointer.latest, _tree(like))
         except (ValueError, KeyError, TypeError) as error:
@@ -83,9 +85,8 @@ class Checkpoints:
                 "give another --workdir"
             ) from error
         data: Any = checkpointer.metadata(checkpointer.latest).custom_metadata
-        leaves = jax.tree.leaves(loaded)
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), json.loads(data[_DATA])
+        return State(**loaded), json.loads(data[_DATA])
 
 
 def _tree(state: State) -> dict[str, Any]:
-    return {"optimizer": state.optimizer, "params": state.params, "step": state.step}
+    return {"params": state.params, "optimizer": state.optimizer, "step": state.step}

@@ -1,6 +1,7 @@
 """A conversation as the trainer sees it: token ids, and which of them the model is to learn."""
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -54,7 +55,8 @@ def example(
 
     Of a message on a channel of `train_on` that is all the model has to produce: header, content
     and end token. `<|start|>assistant` is the prompt's for the first message of a turn; for the
-    next ones the model writes it itself, so there it is learned too.
+    next ones the model writes it itself, so there it is learned too. Earlier turns whose analysis
+    is dropped are context only: to learn them as they then stand is to learn not to think.
 
     Args:
       tokenizer: must have the harmony specials.
@@ -70,8 +72,9 @@ def example(
         messages.pop()
     if not messages:
         raise HarmonyError("no assistant turn, so there is nothing to learn")
+    thoughtless: set[int] = set()
     if not keep_analysis:
-        messages = drop_finished_analysis(messages, for_completion=False)
+        messages, thoughtless = _drop_analysis(messages)
     ids, learn = render_for_training(tokenizer, messages, keep_analysis=True)
     ids_S = np.asarray(ids, np.int32)
     learn_S = np.asarray(learn)
@@ -80,13 +83,24 @@ def example(
     header = len(assistant_start(tokenizer))
     for n, (message, start) in enumerate(zip(messages, starts, strict=True)):
         stop = starts[n + 1] if n + 1 < len(starts) else len(ids)
-        if kind(message) not in train_on:
+        if kind(message) not in train_on or n in thoughtless:
             learn_S[start:stop] = False
         elif n and _goes_on(messages[n - 1]):
             learn_S[start : start + header] = True
     if not learn_S.any():
         raise HarmonyError(f"no assistant message on a trained channel ({', '.join(train_on)})")
     return Example(ids_S, learn_S)
+
+
+def _drop_analysis(messages: Sequence[Message]) -> tuple[list[Message], set[int]]:
+    """(what a prompt shows, the places in it of turns that have lost some of it)."""
+    kept = drop_finished_analysis(messages, for_completion=False)
+    shown = {id(message) for message in kept}
+    # A turn is what stands between messages that are neither the assistant's nor tools' answers.
+    begins = itertools.accumulate(m.role not in ("assistant", "tool") for m in messages)
+    turns = {id(message): turn for message, turn in zip(messages, begins, strict=True)}
+    lossy = {turns[id(message)] for message in messages if id(message) not in shown}
+    return kept, {n for n, message in enumerate(kept) if turns[id(message)] in lossy}
 
 
 def _goes_on(message: Message) -> bool:

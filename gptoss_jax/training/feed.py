@@ -79,7 +79,7 @@ class Feed:
             "fingerprint": self.source.fingerprint,
             "processes": self._processes,
             "next": self._next,
-            "open": [row.numbers for row in self._packer.open],
+            "open": [list(row.numbers) for row in self._packer.open],
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -45,8 +45,11 @@ def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> Non
     if directory.changed:
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
     with _stop_signal() as stopping:
-        with contextlib.closing(directory), _checkpoints(workdir, config) as checkpoints:
-            loop = _Loop(config, sizes, sources, directory, checkpoints)
+        with (
+            contextlib.closing(directory),
+            Checkpoints(workdir / "checkpoints", config.keep) as kept,
+        ):
+            loop = _Loop(config, sizes, sources, directory, kept)
             loop.begin()
             finished = loop.steps(stopping)
         if finished:
@@ -55,10 +58,6 @@ def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> Non
     for split, source in (("training", sources.train), ("validation", sources.validation)):
         if source is not None and source.skipped:
             _say(f"left out {source.skipped} bad examples of the {split} data")
-
-
-def _checkpoints(workdir: Path, config: Settings) -> Checkpoints:
-    return Checkpoints(workdir / "checkpoints", config.keep)
 
 
 class _Loop:
@@ -85,7 +84,8 @@ class _Loop:
             seed=config.data.seed,
         )
         self._programs: dict[tuple[str, bool], Callable] = {}
-        self._meter = _Meter(sizes, config.steps)
+        self._meter = speed.Meter(sizes, config.steps)
+        _say(f"this machine's float32 matmul rate: {self._meter.machine / 1e9:.1f} GFLOP/s")
 
     def begin(self) -> None:
         """The first state, or the newest checkpoint's."""
@@ -122,9 +122,7 @@ class _Loop:
             if last or self._done % config.checkpoint_every == 0 or stop:
                 self._checkpoints.save(self._done, self.state, data)
             if stop and not last:
-                _say(
-                    f"stopped by SIGTERM after step {self._done}, which is saved; run again to go on"
-                )
+                _say(f"stopped by SIGTERM after step {self._done}, now saved; run again to go on")
                 return False
         return True
 
@@ -206,46 +204,15 @@ class _Loop:
         )
 
 
-class _Meter:
-    """Tokens a second between readings, without the time of compiling and evaluating."""
-
-    def __init__(self, sizes: Config, steps: int):
-        self._flops = speed.training_flops(sizes)
-        self._rate = speed.matmul_rate()
-        _say(f"this machine's float32 matmul rate: {self._rate / 1e9:.1f} GFLOP/s")
-        self._steps = steps
-
-    def start(self, step: int) -> None:
-        self._step, self._tokens, self._began = step, 0, time.perf_counter()
-
-    def add(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def pause(self, seconds: float) -> None:
-        self._began += seconds
-
-    def read(self, step: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self._began
-        steps = step - self._step
-        rate = self._tokens / seconds
-        self.start(step)
-        return {
-            "tokens_per_second": rate,
-            "matmul_share": rate * self._flops / self._rate,
-            "seconds_left": (self._steps - step) * seconds / steps,
-        }
-
-
-class _stop_signal:  # noqa: N801  a context, used like a function
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, as long as the context lasts."""
-
-    def __enter__(self) -> threading.Event:
-        event = threading.Event()
-        self._before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-        return event
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+    event = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _duration(seconds: float) -> str:

@@ -46,6 +46,7 @@ class RunDirectory:
         _write_json(path / "versions.json", _versions() | {"device": device})
         self._metrics = path / "metrics.jsonl"
         self._records: list[dict[str, Any]] = []
+        self._events: SummaryWriter | None = None
 
     def begin(self, step: int) -> None:
         """Takes up what there is up to this step; a killed run may have written further."""
@@ -65,6 +66,7 @@ class RunDirectory:
         self._records.append(record)
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        assert self._events is not None  # `begin` comes first
         for name, value in plain.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{split}/{name}", value, step)
@@ -90,7 +92,8 @@ class RunDirectory:
         """Plots, and closes the events."""
         if self._records:
             self.plot()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _check_config(file: Path, config: settings.Settings) -> list[str]:

@@ -41,3 +41,41 @@ def training_flops(config: Config) -> int:
     Two a weight forwards, four backwards; recomputing (remat) is work, but not needed work.
     """
     return 6 * active_parameters(config)
+
+
+class Meter:
+    """Tokens a second between readings, without pauses.
+
+    Attributes:
+      machine: `matmul_rate`, measured on construction.
+    """
+
+    def __init__(self, sizes: Config, steps: int):
+        """A meter for a run of so many steps."""
+        self.machine = matmul_rate()
+        self._flops = training_flops(sizes)
+        self._steps = steps
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Counts from now, when `step` steps are done."""
+        self._step, self._tokens, self._began = step, 0, time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        """Counts tokens; padding is none."""
+        self._tokens += tokens
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time spent on something else."""
+        self._began += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        """tokens_per_second, matmul_share and seconds_left, and starts anew."""
+        seconds = time.perf_counter() - self._began
+        rate, steps = self._tokens / seconds, step - self._step
+        self.start(step)
+        return {
+            "tokens_per_second": rate,
+            "matmul_share": rate * self._flops / self.machine,
+            "seconds_left": (self._steps - step) * seconds / steps,
+        }

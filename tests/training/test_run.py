@@ -1,0 +1,250 @@
+"""Whole runs, in processes of their own: ended in every way, and what they leave."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from gptoss_jax import train
+from gptoss_jax.checkpoint import load_model
+from gptoss_jax.errors import UserError
+from gptoss_jax.training import loop, settings
+from gptoss_jax.training.checkpoints import Checkpoints
+from gptoss_jax.training.run_directory import RunDirectory
+from gptoss_jax.training.step import Trainer
+
+CONFIG = """
+from gptoss_jax.training.settings import defaults
+
+def get_config():
+    config = defaults()
+    config.tokenizer = {tokenizer!r}
+    config.steps, config.batch_size, config.accumulation = {steps}, 2, 2
+    config.qat_start, config.log_every = 0, 1
+    config.eval_every, config.eval_batches, config.checkpoint_every, config.keep = 15, 1, 4, 2
+    config.model.update(
+        num_layers=1, num_experts=4, hidden_size=32, expert_width=64, num_heads=4, num_kv_heads=2
+    )
+    config.model.update(head_dim=16, sliding_window=8, max_context=512)
+    config.data.paths = config.data.validation_paths = ({chats!r},)
+    config.data.sequence_length = 320
+    config.optimizer.warmup_steps = 4
+    return config
+"""
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def config_path(tokenizer_path, chats_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    text = CONFIG.format(tokenizer=str(tokenizer_path), chats=str(chats_path), steps=STEPS)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(config_path, tmp_path_factory):
+    """Starts a run; all share compiled programs, so that only the first compiles."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
+
+    def begin(workdir, *words):
+        command = [sys.executable, "-m", "gptoss_jax.train", "--config", str(config_path)]
+        return subprocess.Popen(
+            [*command, "--workdir", str(workdir), *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    return begin
+
+
+def signalled(process, line, number):
+    """Sends the signal when the line comes; returns all of stderr."""
+    shown = []
+    with process:
+        for text in process.stderr:
+            shown.append(text)
+            if text.startswith(line):
+                process.send_signal(number)
+    return "".join(shown)
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """An uninterrupted run: (its directory, stderr)."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = start(workdir)
+    shown = process.communicate()[1]
+    assert process.returncode == 0, shown
+    return workdir, shown
+
+
+@pytest.fixture(scope="module")
+def final_state(config_path):
+    def of(workdir):
+        config = settings.load(config_path)
+        trainer = Trainer(config, settings.model_config(config, 400))
+        with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+            assert checkpoints.latest == STEPS
+            return checkpoints.load(jax.eval_shape(trainer.init))
+
+    return of
+
+
+def read(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def cut_off(workdir):
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "sp')
+
+
+def test_a_killed_run_ends_as_one_that_was_not(start, whole, final_state, tmp_path):
+    """Bit by bit: parameters, optimizer, the place in the data, metrics."""
+    killed = start(tmp_path)
+    signalled(killed, "step 14/", signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    cut_off(tmp_path)
+    ended = start(tmp_path)
+    shown = ended.communicate()[1]
+    assert ended.returncode == 0, shown
+    resumed = int(shown.split("resumed after step ")[1].split("\n")[0])
+    assert 8 <= resumed < STEPS
+
+    (expected, data), (state, data_2) = final_state(whole[0]), final_state(tmp_path)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    assert data == data_2
+    measured = ("tokens_per_second", "matmul_share", "seconds_left")
+    for records in zip(read(whole[0]), read(tmp_path), strict=True):
+        one, other = ({k: v for k, v in r.items() if k not in measured} for r in records)
+        assert one == other
+
+
+def test_the_loss_falls_and_the_step_compiles_once(whole):
+    workdir, shown = whole
+    trained = [r["loss"] for r in read(workdir) if r["split"] == "train"]
+    assert len(trained) == STEPS
+    assert trained[-1] < trained[0] - 0.3
+    assert shown.count("compiled the train step") == 1
+    assert shown.count("compiled the train step (MXFP4 experts) in") == 1
+    assert "tokens/s" in shown and "of matmul rate" in shown
+
+
+def test_what_a_run_leaves(whole, config_path):
+    workdir, _ = whole
+    resolved = json.loads((workdir / "config.json").read_text())
+    assert resolved == json.loads(json.dumps(settings.load(config_path).to_dict()))
+    assert json.loads((workdir / "versions.json").read_text())["jax"] == jax.__version__
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [r["step"] for r in read(workdir) if r["split"] == "validation"] == [15, 30]
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [28, 30]
+    (events,) = workdir.glob("events.out.tfevents.*")
+    assert scalars(events.read_bytes()) >= {"train/loss", "train/balance", "validation/loss"}
+
+
+def scalars(data):
+    """The names in a file of TensorBoard events: records of length, checksum, event, checksum."""
+    names, place = set(), 0
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 8], "little")
+        event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
+        names |= {value.tag for value in event.summary.value}
+        place += length + 16
+    return names
+
+
+def test_the_export_loads_with_its_tokenizer(whole):
+    model = load_model(whole[0] / "export")
+    assert model.config.vocab_size == 400
+    assert len(list((whole[0] / "export").glob("*.model"))) == 1
+
+
+@pytest.fixture
+def run(config_path, tmp_path, capsys, monkeypatch):
+    """Runs in this process, with the last line of stderr; a function stands for the train step."""
+
+    def to_end(loss_of_step, *words):
+        def fake(function, state, batch, donate):
+            compiled.append((int(state.step), function.keywords))
+
+            def program(state, batch):
+                done = state.step + 1
+                loss = np.float32(loss_of_step(int(done)))
+                metrics = {"loss": loss, "learning_rate": 0.1, "gradient_norm": 1.0}
+                return dataclasses.replace(state, step=done), metrics
+
+            return program
+
+        compiled = to_end.compiled = []
+        monkeypatch.setattr(loop, "compiled", fake)
+        code = train.main(["--config", str(config_path), "--workdir", str(tmp_path), *words])
+        return code, capsys.readouterr().err.splitlines()[-1]
+
+    return to_end
+
+
+def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
+    code, line = run(lambda step: np.nan if step == 6 else 2)
+    assert code == 1
+    assert line.startswith("error: step 6: the loss is nan; batch 6: ")
+    assert "chats.jsonl:" in line
+    assert line.endswith("the checkpoint of step 4 is kept")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "loss.png").exists()
+
+
+def test_experts_are_quantised_from_their_step_on(run):
+    run(lambda step: np.nan if step == 6 else 2, "--config.qat_start=3")
+    assert run.compiled == [(0, {"qat": False}), (3, {"qat": True})]
+
+
+def test_sigterm_ends_the_step_and_saves(run, tmp_path):
+    def loss(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 2
+
+    before = signal.getsignal(signal.SIGTERM)
+    code, line = run(loss)
+    assert (code, line) == (0, "stopped by SIGTERM after step 6, now saved; run again to go on")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+    assert not (tmp_path / "export").exists()
+    code, line = run(lambda step: np.inf if step == 9 else 2)  # goes on from there
+    assert line.startswith("error: step 9: the loss is inf")
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
+    RunDirectory(tmp_path, config, "cpu")
+    config.steps = 50
+    assert RunDirectory(tmp_path, config, "cpu").changed == ["steps"]
+    config.model.num_layers = 3
+    with pytest.raises(UserError, match=r"has config\.model\.num_layers=1, not 3; give another"):
+        RunDirectory(tmp_path, config, "cpu")
+
+
+def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
+    directory = RunDirectory(tmp_path, config, "cpu")
+    directory.begin(0)
+    for step in (1, 2, 3):
+        directory.record(step, "train", {"loss": np.float32(step), "use_LE": np.ones((1, 2))})
+    directory.close()
+    cut_off(tmp_path)
+    directory = RunDirectory(tmp_path, config, "cpu")
+    directory.begin(2)
+    directory.close()
+    assert [record["loss"] for record in read(tmp_path)] == [1.0, 2.0]

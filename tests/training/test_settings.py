@@ -1,0 +1,109 @@
+"""Configs: what is refused, how an override reads, and that a mistake is one line and exit 2."""
+
+import json
+
+import pytest
+
+from gptoss_jax import train
+from gptoss_jax.training import settings
+
+NANO = "configs/nano.py"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(body):
+        path = tmp_path / "config.py"
+        path.write_text(f"from gptoss_jax.training.settings import defaults\n{body}\n")
+        return path
+
+    return to_file
+
+
+def test_nano_is_a_config():
+    config = settings.load(NANO)
+    sizes = settings.model_config(config, 1000)
+    assert (sizes.hidden_size, sizes.vocab_size, sizes.num_layers) == (128, 1000, 6)
+    assert sizes.num_heads != sizes.head_dim
+    assert json.loads(json.dumps(config.to_dict()))["data"]["sequence_length"] == 1280
+
+
+def test_overrides_are_read_by_the_field_s_type():
+    given = {"data.skip_bad": "true", "data.paths": "a,b", "steps": "7", "optimizer.lr": "1"}
+    config = settings.load(NANO, list(given.items()))
+    values = settings.fields(config)
+    assert {name: values[name] for name in given} == {
+        **{"data.skip_bad": True, "data.paths": ("a", "b"), "steps": 7, "optimizer.lr": 1.0}
+    }
+    assert type(config.optimizer.lr) is float
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.skipbad=true",
+            "config.data.skipbad: no such field; nearest is config.data.skip_bad",
+        ),
+        ("step=3", "config.step: no such field; nearest is config.steps"),
+        ("steps=1.5", "config.steps: '1.5' is not of type int"),
+        ("steps=", "config.steps: '' is not of type int"),
+        ("data.skip_bad=maybe", "config.data.skip_bad: 'maybe' is not of type bool"),
+        ("optimizer.lr=high", "config.optimizer.lr: 'high' is not of type float"),
+        ("optimizer.lr=nan", "config.optimizer.lr: nan must be at least 0"),
+        ("model=big", "config.model is a group"),
+        ("batch_size=0", "config.batch_size: 0 must be at least 1"),
+        ("dtype=float16", "config.dtype: 'float16' is none of float32, bfloat16"),
+        ("data.train_on=final,tools", "config.data.train_on: 'tools' is none of"),
+        ("accumulation=3", "config.accumulation: 3 does not divide config.batch_size 8"),
+        ("data.sequence_length=4096", "config.data.sequence_length: 4096 is more than"),
+        ("data.kind=jsonl", "config.data.paths: empty; give"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(override, expected, tmp_path, capsys):
+    """Both spellings, `--config.a=b` and `--config.a b`; nothing is written."""
+    workdir = tmp_path / "run"
+    for words in ([f"--config.{override}"], f"--config.{override}".split("=")):
+        assert train.main(["--config", NANO, "--workdir", str(workdir), *words]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"error: {expected}")
+        assert shown.count("\n") == 1
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("def get_config():\n    c = defaults()\n    c.stesp = 3\n    return c", "stesp"),
+        ("def get_config():\n    c = defaults()\n    c.steps = 'x'\n    return c", "steps"),
+        ("def get_config():\n    return {}", "returns no ConfigDict"),
+        ("def get_config(:", "SyntaxError"),
+        ("", "get_config"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(write, body, expected):
+    with pytest.raises(settings.ConfigError, match=expected) as caught:
+        settings.load(write(body))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_made_without_defaults_is_checked_too(write):
+    body = (
+        "def get_config():\n    c = defaults().copy_and_resolve_references().unlock()\n"
+        "    c.new = 1\n    return c"
+    )
+    with pytest.raises(settings.ConfigError, match=r"config\.new: no such field"):
+        settings.load(write(body))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("num_heads", 5, r"config\.model\.num_heads: 5 is no multiple of 2"),
+        ("vocab_size", 10, r"config\.model\.vocab_size: 10 is less than the tokenizer's 400"),
+    ],
+)
+def test_sizes_that_contradict_each_other(config, field, value, expected):
+    config.model[field] = value
+    with pytest.raises(settings.ConfigError, match=expected):
+        settings.model_config(config, 400)

@@ -1,0 +1,133 @@
+"""Bad data is found before training, by file and line; tasks are taken by index."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from gptoss_jax import train
+from gptoss_jax.errors import UserError
+from gptoss_jax.text.harmony import from_chat
+from gptoss_jax.training.sources import open_sources
+
+USER = {"role": "user", "content": "hi"}
+GOOD = json.dumps({"messages": [USER, {"role": "assistant", "content": "hello"}]})
+BAD = {
+    "{": "not JSON",
+    '"text"': 'give an object {"messages": […]}',
+    '{"messages": 3}': 'give an object {"messages": […]}',
+    '{"messages": []}': "no assistant turn",
+    json.dumps({"messages": [USER]}): "no assistant turn",
+    json.dumps({"messages": ["hi"]}): "messages[0]: give a dictionary",
+    json.dumps({"messages": [{"role": "wizard", "content": ""}]}): "role 'wizard' is unknown",
+    json.dumps(
+        {"messages": [USER, {"role": "assistant", "content": "long " * 300}]}
+    ): "more than the context, config.data.sequence_length 256",
+    GOOD[:-1] + ', "tools": [3]}': "tools: give a list of objects",
+    GOOD[:-1] + ', "tools": [{}]}': "tools[0]: the function has no name",
+    GOOD[:-1] + ', "reasoning_effort": "huge"}': "reasoning_effort: 'huge' is none of",
+    GOOD[:-1] + ', "current_date": 5}': "current_date: 5 is no string",
+    "[" * 100_000: "not JSON",
+}
+
+
+@pytest.fixture
+def write(tmp_path, config):
+    def to_file(*lines):
+        path = tmp_path / "data.jsonl"
+        path.write_text("\n".join(lines))
+        config.data.paths = (str(path),)
+        return path
+
+    return to_file
+
+
+@pytest.mark.parametrize(("line", "expected"), BAD.items(), ids=range(len(BAD)))
+def test_a_bad_line_is_named(write, config, tokenizer, line, expected):
+    path = write(GOOD, "", line, GOOD, "{")
+    with pytest.raises(UserError) as caught:
+        open_sources(config, tokenizer)
+    shown = str(caught.value)
+    assert shown.startswith(f"{path}:3: ")
+    assert expected in shown
+    assert "(and 1 more bad lines); --config.data.skip_bad=true" in shown
+    assert "\n" not in shown
+
+
+def test_text_that_is_no_utf_8_is_named(write, config, tokenizer):
+    path = write()
+    path.write_bytes(GOOD.encode() + b"\n\xff{}\n")
+    with pytest.raises(UserError, match=r"data\.jsonl:2: not JSON"):
+        open_sources(config, tokenizer)
+
+
+@pytest.mark.parametrize("lines", [[], ["", " "]])
+def test_an_empty_file_is_named(write, config, tokenizer, lines):
+    write(*lines)
+    with pytest.raises(UserError, match=r"data\.jsonl:1: no usable conversation"):
+        open_sources(config, tokenizer)
+
+
+def test_a_missing_file_is_named(config, tokenizer):
+    config.data.paths = ("nowhere.jsonl",)
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: not readable"):
+        open_sources(config, tokenizer)
+
+
+def test_bad_lines_are_skipped_and_counted(write, config, tokenizer):
+    config.data.skip_bad = True
+    path = write(GOOD, *BAD, GOOD)
+    source = open_sources(config, tokenizer).train
+    assert (source.size, source.skipped) == (2, len(BAD))
+    assert source.where(1) == f"{path}:{len(BAD) + 2}"
+    write(*BAD)
+    with pytest.raises(UserError, match="no usable conversation"):
+        open_sources(config, tokenizer)
+
+
+def test_the_verb_fails_before_it_loads_jax(write, config, tmp_path, capsys, monkeypatch):
+    path = write(GOOD, "{")
+    monkeypatch.setitem(sys.modules, "gptoss_jax.training.loop", None)
+    file = tmp_path / "config.py"
+    file.write_text("from gptoss_jax.training.settings import defaults as get_config\n")
+    words = [f"--config.data.paths={path}", f"--config.tokenizer={config.tokenizer}"]
+    assert train.main(["--config", str(file), "--workdir", str(tmp_path / "run"), *words]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {path}:2: not JSON")
+    assert shown.count("\n") == 1
+
+
+@pytest.fixture
+def tasks(config, monkeypatch):
+    """Stands for the generator: problem 3 is too long."""
+    module = types.ModuleType("gptoss_jax.training.tasks")
+
+    def conversation(seed, index, split, mixture):
+        text = "long " * 300 if index == 3 else f"{split} {index}"
+        said = {"role": "assistant", "content": text}
+        return from_chat([{"role": "user", "content": f"{seed} {mixture}"}, said])
+
+    module.conversation = conversation
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    config.data.kind = "tasks"
+
+
+@pytest.mark.usefixtures("tasks")
+def test_tasks_come_by_index_and_split(config, tokenizer):
+    found = open_sources(config, tokenizer)
+    assert found.train.size is None
+    text = tokenizer.decode(found.train[7].ids_S)
+    assert "train 7" in text
+    assert "validation 7" in tokenizer.decode(found.validation[7].ids_S)
+    assert found.train.fingerprint != found.validation.fingerprint
+
+
+@pytest.mark.usefixtures("tasks")
+def test_a_task_that_does_not_fit_is_named_or_skipped(config, tokenizer):
+    source = open_sources(config, tokenizer).train
+    with pytest.raises(UserError, match=r"train problem 3: .* more than the context"):
+        source[3]
+    config.data.skip_bad = True
+    assert source[3] is None
+    assert source.skipped == 1
