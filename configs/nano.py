@@ -20,10 +20,10 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 4000
-    config.batch_size = 8
+    config.steps = 3000
+    config.batch_size = 4
     config.balance_coefficient = 0.01
-    config.qat_start = 3000
+    config.qat_start = 2000
     config.eval_every = 200
     config.checkpoint_every = 200
     config.log_every = 20
@@ -47,5 +47,5 @@ def get_config() -> ConfigDict:
     config.optimizer.lr = 3e-3
     config.optimizer.schedule = "wsd"
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 1000
+    config.optimizer.decay_steps = 800
     return config

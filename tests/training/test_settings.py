@@ -55,7 +55,7 @@ def test_overrides_are_read_by_the_field_s_type():
         ("batch_size=0", "config.batch_size: 0 must be at least 1"),
         ("dtype=float16", "config.dtype: 'float16' is none of float32, bfloat16"),
         ("data.train_on=final,tools", "config.data.train_on: 'tools' is none of"),
-        ("accumulation=3", "config.accumulation: 3 does not divide config.batch_size 8"),
+        ("accumulation=3", "config.accumulation: 3 does not divide config.batch_size 4"),
         ("data.sequence_length=4096", "config.data.sequence_length: 4096 is more than"),
         ("data.kind=jsonl", "config.data.paths: empty; give"),
     ],
