@@ -114,7 +114,7 @@ def _problem(rng: Random, skill: str, split: str) -> Problem:
 def _bare(rng: Random, skill: str, split: str) -> Problem:
     while True:
         drawn = SKILLS[skill](rng, rng.choice(_EFFORTS))
-        if not drawn.key or belongs(drawn.key, split):
+        if belongs(drawn.key, split):
             return drawn
 
 

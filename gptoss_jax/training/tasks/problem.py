@@ -36,7 +36,8 @@ class Problem:
 
     Attributes:
       skill: its name in the registry.
-      key: what is asked, however it is phrased; decides the split. "": may be in any.
+      key: what is asked, however it is phrased; decides the split. "": in training alone, None: too
+        few to hold any out.
       messages: the prompt, chat dictionaries.
       reference: the assistant's turn as it should be, chat dictionaries; with `call` these are the
         call, the tool's result, and the answer.
@@ -50,7 +51,7 @@ class Problem:
     """
 
     skill: str
-    key: str
+    key: str | None
     messages: tuple[Chat, ...]
     reference: tuple[Chat, ...]
     answer: str
@@ -90,16 +91,18 @@ class Problem:
         )
 
 
-def belongs(key: str, split: str) -> bool:
+def belongs(key: str | None, split: str) -> bool:
     """Whether a problem with this key may be in a split; all but train have a twentieth each.
 
     Args:
       key: a problem's.
       split: one of `SPLITS`.
     """
-    bucket = zlib.crc32(key.encode()) % _BUCKETS
-    # Without a key there is nothing to hold out: a handful of questions, or the tables themselves.
-    return split == ("train" if not key or bucket >= len(SPLITS) - 1 else SPLITS[bucket + 1])
+    if key is None:
+        return True
+    bucket = zlib.crc32(key.encode()) % _BUCKETS if key else _BUCKETS
+    held_out = SPLITS[1:]
+    return split == (held_out[bucket] if bucket < len(held_out) else "train")
 
 
 def user(text: str) -> Chat:

@@ -6,8 +6,8 @@ from gptoss_jax.text.harmony import Effort
 from gptoss_jax.training.tasks.phrasing import casual
 from gptoss_jax.training.tasks.problem import Problem, answered, gives_text, user
 
-# Numbers of pairs, six tokens each: 170 pairs are 1,024 tokens.
-_SHORT, _MIDDLE, _LONG = (2, 12), (13, 38), (45, 170)
+# Numbers of pairs, six tokens each: 176 pairs are 1,056 tokens.
+_SHORT, _MIDDLE, _LONG = (2, 12), (13, 38), (45, 176)
 _LAYOUTS = ("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ")
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (

@@ -142,10 +142,10 @@ def refusal(rng: Random, effort: Effort) -> Problem:
 
 def about(rng: Random, effort: Effort) -> Problem:
     """Greetings, and questions for who nano is and what it does."""
-    return _problem("about", "", casual(rng, rng.choice(_ABOUT_ME)), True, effort)
+    return _problem("about", None, casual(rng, rng.choice(_ABOUT_ME)), True, effort)
 
 
-def _problem(skill: str, key: str, text: str, about_me: bool, effort: Effort) -> Problem:
+def _problem(skill: str, key: str | None, text: str, about_me: bool, effort: Effort) -> Problem:
     reasoning, said = (ABOUT_ANALYSIS, ABOUT) if about_me else (REFUSAL_ANALYSIS, REFUSAL)
     return Problem(
         skill=skill,

@@ -69,11 +69,11 @@ _HEADERS = ("system", "user", "assistant", "developer", "analysis", "commentary"
 
 
 def word(rng: Random) -> str:
-    """A word of 3 to 10 letters: English, pronounceable, or any letters."""
+    """A word of 3 to 12 letters: English, pronounceable, or any letters."""
     draw = rng.random()
     if draw < 0.3:
         return rng.choice(NOUNS + OTHERS)
-    length = rng.randint(3, 10)
+    length = rng.randint(3, 12 if rng.random() < 0.3 else 9)
     made = pronounceable(rng, length) if draw < 0.8 else "".join(rng.choices(_ALPHABET, k=length))
     return made if not any(header in made for header in _HEADERS) else word(rng)
 
