@@ -4,12 +4,28 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
+@jax.custom_vjp
 def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     """table[tokens]: [B, T, D] in the table's dtype."""
     return lax.platform_dependent(table_VD, tokens_BT, cpu=_cpu, tpu=_tpu, default=_gather)
+
+
+def _forward(table_VD, tokens_BT):
+    return embed(table_VD, tokens_BT), (table_VD, tokens_BT)
+
+
+def _backward(saved, g_BTD: jax.Array):
+    # Of its own, because words have no gradient and that of a row at a time is a table a row.
+    table_VD, tokens_BT = saved
+    sums_VD = jnp.zeros(table_VD.shape).at[tokens_BT].add(g_BTD.astype(jnp.float32))
+    return sums_VD.astype(table_VD.dtype), np.zeros(tokens_BT.shape, jax.dtypes.float0)
+
+
+embed.defvjp(_forward, _backward)
 
 
 def _gather(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
