@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gptoss_jax.model.transformer import GptOss
-from gptoss_jax.training.qat import through_mxfp4
+from gptoss_jax.training.qat import as_shipped
 
 # Logits of one block of positions, in float32 elements: 64 MiB. All of 2,048 positions of the
 # published vocabulary would take 1.6 GB.
@@ -44,7 +44,7 @@ def loss(
       model: with float experts.
       batch: see there.
       balance_coefficient: of the load-balance term, which counts once a weighted token.
-      qat: the experts are used as MXFP4 holds them, gradients pass straight through.
+      qat: parameters are used as `qat.pack` holds them, gradients pass straight through.
       remat: see `GptOss.hidden`.
 
     Returns:
@@ -52,7 +52,7 @@ def loss(
       "weight_sum", "correct_sum" targets that had the highest logit, "balance" mean over layers,
       "expert_use_LE" the share of assignments each expert of a layer took).
     """
-    model = through_mxfp4(model) if qat else model
+    model = as_shipped(model) if qat else model
     real_BT = batch.segments_BT > 0
     x_BTD, routers = model.hidden(batch.tokens_BT, batch.positions_BT, real_BT, remat=remat)
     loss_sum, correct_sum = _cross_entropy(model, x_BTD, batch.targets_BT, batch.weights_BT)

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: experts that are trained as MXFP4 will hold them."""
+"""Quantisation-aware training: experts that are trained as they will be held."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,21 @@ from gptoss_jax.model.transformer import GptOss, abstract
 _EXPERT_WEIGHTS = ("w_gate_up_EDF", "w_down_EFD")
 
 
-def through_mxfp4(model: GptOss) -> GptOss:
-    """The model with each expert weight as its encoding reads; gradients pass straight through.
+def as_shipped(model: GptOss) -> GptOss:
+    """The model with every parameter as `pack` will hold it; gradients pass straight through.
 
-    The gradient in a weight is that in its rounded value (Bengio et al., arXiv 1308.3432), so that
-    float32 master weights move by steps smaller than the grid's.
+    The gradient in a parameter is that in its rounded value (Bengio et al., arXiv 1308.3432), so
+    that float32 master weights move by steps smaller than the grid's.
     """
 
-    def round_straight_through(w: jax.Array) -> jax.Array:
-        rounded = mxfp4.decode(mxfp4.encode(w), w.dtype)
-        return w + jax.lax.stop_gradient(rounded - w)
+    def encoded(w: jax.Array) -> jax.Array:
+        return mxfp4.decode(mxfp4.encode(w), w.dtype)
 
-    return _with_experts(model, round_straight_through)
+    rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), model)
+    rounded = _with_experts(rounded, model, encoded)
+    return jax.tree.map(
+        lambda r, w: jax.lax.stop_gradient(r) + (w - jax.lax.stop_gradient(w)), rounded, model
+    )
 
 
 def pack(model: GptOss, dtype: jnp.dtype = jnp.bfloat16) -> GptOss:
@@ -34,16 +37,16 @@ def pack(model: GptOss, dtype: jnp.dtype = jnp.bfloat16) -> GptOss:
     """
     like = abstract(model.config, dtype=dtype, param_dtype=dtype)
     leaves, treedef = jax.tree.flatten(like)
-    encoded = jax.tree.leaves(_with_experts(model, jax.jit(mxfp4.encode)))
+    encoded = jax.tree.leaves(_with_experts(model, model, jax.jit(mxfp4.encode)))
     cast = [x.astype(want.dtype) for want, x in zip(leaves, encoded, strict=True)]
     return jax.tree.unflatten(treedef, cast)
 
 
-def _with_experts(model: GptOss, change: Callable) -> GptOss:
-    """A copy of the model with every expert weight changed; the model is left as it was."""
+def _with_experts(model: GptOss, source: GptOss, change: Callable) -> GptOss:
+    """A copy of the model whose expert weights are those of `source`, changed."""
     copy = jax.tree.map(lambda x: x, model)
-    for layer in copy.layers:
+    for layer, layer_of_source in zip(copy.layers, source.layers, strict=True):
         for name in _EXPERT_WEIGHTS:
-            param = getattr(layer.moe, name)
-            param.set_value(change(param.get_value()))
+            weight = getattr(layer_of_source.moe, name).get_value()
+            getattr(layer.moe, name).set_value(change(weight))
     return copy
