@@ -313,8 +313,8 @@ def to_hf_json(config: Config, *, packed_experts: bool) -> dict[str, Any]:
         **{key: getattr(config, field) for field, key in _HF_KEYS.items()},
         "attention_bias": True,
         "attention_dropout": 0.0,
-        "eos_token_id": 200_002,
-        # transformers refuses an id it has no row for.
+        # o200k_harmony's; transformers refuses an id it has no row for.
+        "eos_token_id": 200_002 if config.vocab_size > 200_002 else None,
         "pad_token_id": 199_999 if config.vocab_size > 199_999 else None,
         "experts_per_token": config.experts_per_token,
         "hidden_act": "silu",

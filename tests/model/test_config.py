@@ -97,7 +97,8 @@ def test_hf_json_says_what_the_published_file_says():
 
 def test_a_vocabulary_without_the_padding_token_has_none():
     assert to_hf_json(PRESETS["20b"], packed_experts=True)["pad_token_id"] == 199_999
-    assert to_hf_json(SMALL, packed_experts=True)["pad_token_id"] is None
+    for name in ("pad_token_id", "eos_token_id"):
+        assert to_hf_json(SMALL, packed_experts=True)[name] is None
 
 
 def test_original_round_trip(tmp_path):
