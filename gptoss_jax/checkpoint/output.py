@@ -1,8 +1,9 @@
 """Writes a checkpoint directory so that it looks complete only when it is."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,19 @@ def check_new(directory: Path) -> None:
         raise UserError(f"{directory}: exists and is not empty; give a new directory")
 
 
-def create(directory: Path) -> None:
-    """Makes the directory, or takes an empty one; see `check_new`."""
+@contextlib.contextmanager
+def created(directory: Path) -> Iterator[None]:
+    """Makes the directory, or takes an empty one; what is written there goes if the body fails."""
     check_new(directory)
+    existed = directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:  # an interrupt too: what is left would refuse the next try
+        shutil.rmtree(directory)
+        if existed:
+            directory.mkdir()
+        raise
 
 
 def shards(tensors: Sequence[Tensor], layout: str) -> dict[str, list[Tensor]]:

@@ -40,7 +40,7 @@ def save_model(
     Args:
       model: with arrays, not abstract.
       layout: "hf", "hf-bf16", "original" or "orbax".
-      directory: new or empty. config.json is written last: without it no directory loads.
+      directory: new or empty, and left so if this fails. config.json is written last.
       source: a directory whose tokenizer files and generation_config.json are copied along.
       progress: shows a bar in bytes on stderr where that is a terminal.
 
@@ -51,12 +51,12 @@ def save_model(
     directory = Path(directory)
     held = weights.of_model(model)
     config = _config_json(held, layout, LAYOUTS)
-    output.create(directory)
-    if layout == "orbax":
-        orbax_dir.save(model, directory, progress)
-    else:
-        _save_safetensors(held, layout, directory, progress)
-    output.write_rest(directory, config, None if source is None else Path(source))
+    with output.created(directory):
+        if layout == "orbax":
+            orbax_dir.save(model, directory, progress)
+        else:
+            _save_safetensors(held, layout, directory, progress)
+        output.write_rest(directory, config, None if source is None else Path(source))
 
 
 def save_source(
@@ -80,9 +80,9 @@ def save_source(
     directory = Path(directory)
     held = weights.of_source(source)
     config = _config_json(held, layout, SAFETENSORS_LAYOUTS)
-    output.create(directory)
-    _save_safetensors(held, layout, directory, progress)
-    output.write_rest(directory, config, source.directory)
+    with output.created(directory):
+        _save_safetensors(held, layout, directory, progress)
+        output.write_rest(directory, config, source.directory)
 
 
 def _config_json(held: Weights, layout: str, known: tuple[str, ...]) -> dict[str, Any]:

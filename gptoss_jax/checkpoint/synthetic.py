@@ -56,13 +56,13 @@ def write_synthetic(
     """
     config = resize(size, layers)
     directory = Path(directory)
-    output.create(directory)
     rules = rules_of("hf", config)
     tensors = [tensor for rule in rules for tensor in rule.tensors]
-    with bar(sum(tensor.nbytes for tensor in tensors), "writing", shown=progress) as shown:
-        output.write_shards(directory, tensors, "hf", partial(_chunks, seed=seed), shown)
     raw = output.hf_config(config, packed_experts=True, dtype="BF16")
-    output.write_rest(directory, raw, source=None)
+    total = sum(tensor.nbytes for tensor in tensors)
+    with output.created(directory), bar(total, "writing", shown=progress) as shown:
+        output.write_shards(directory, tensors, "hf", partial(_chunks, seed=seed), shown)
+        output.write_rest(directory, raw, source=None)
 
 
 def resize(size: str | Config, layers: int | None) -> Config:

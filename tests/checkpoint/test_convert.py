@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gptoss_jax import convert
-from gptoss_jax.checkpoint import write_synthetic
+from gptoss_jax.checkpoint import output, write_synthetic
 
 
 def test_help_needs_no_jax():
@@ -105,14 +105,20 @@ def test_mistakes_are_one_line(published, tmp_path, capsys):
     assert not (tmp_path / "target").exists()
 
 
-def test_a_bad_scale_is_a_line_and_leaves_nothing_that_loads(published, tmp_path, capsys):
+def test_a_bad_scale_is_a_line_and_leaves_nothing(published, tmp_path, capsys, monkeypatch):
+    """Not even the shards before it: the next try finds the directory as this one did."""
+    monkeypatch.setattr(output, "_HF_SHARD_BYTES", 100_000)
     source, target = shutil.copytree(published, tmp_path / "source"), tmp_path / "target"
     tensors = load_file(source / "model.safetensors")
     tensors["model.layers.1.mlp.experts.down_proj_scales"][2, 3, 1] = 255
     save_file(tensors, source / "model.safetensors")
-    assert convert.main([str(source), str(target), "--to", "original"]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "down_proj_scales': a scale byte is 255" in error
+    for _ in range(2):
+        assert convert.main([str(source), str(target), "--to", "hf"]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "down_proj_scales': a scale byte is 255" in error
+        assert not target.exists()
+    target.mkdir()
+    assert convert.main([str(source), str(target), "--to", "hf"]) == 1
     assert [file.name for file in target.iterdir()] == []
 
 
