@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_HOTTEST = float(np.finfo(np.float32).max)
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -45,7 +47,7 @@ class Sampling:
     ) -> "Sampling":
         """The same for every row, except the seed, which is `seed` plus the row."""
         return Sampling(
-            jnp.full((batch,), temperature, jnp.float32),
+            jnp.full((batch,), min(temperature, _HOTTEST), jnp.float32),
             jnp.full((batch,), top_p, jnp.float32),
             jnp.full((batch,), top_k, jnp.int32),
             jnp.full((batch,), min_p, jnp.float32),
@@ -66,10 +68,11 @@ def sample(
       position_B: the position each sampled token will have.
       banned_V: bool; ids that have no token string and must never be chosen.
     """
-    logits_BV = jnp.where(banned_V[None], -jnp.inf, logits_BV)
-    greedy_B = jnp.argmax(logits_BV, axis=-1)
+    greedy_B = jnp.argmax(jnp.where(banned_V[None], -jnp.inf, logits_BV), axis=-1)
     greedy = sampling.temperature_B == 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
+    # After the division: minus infinity over a huge temperature is not a number.
+    scaled_BV = jnp.where(banned_V[None], -jnp.inf, scaled_BV)
     if sampling.filtered:
         scaled_BV = jnp.where(scaled_BV >= _threshold(scaled_BV, sampling), scaled_BV, -jnp.inf)
     noise_BV = jax.vmap(functools.partial(_noise, logits_BV.shape[-1]))(sampling.seed_B, position_B)

@@ -116,3 +116,19 @@ def test_random_numbers_depend_on_seed_and_position_only():
         for position in range(20)
     ]
     assert alone != other
+
+
+def test_min_p_is_relative_to_the_likeliest():
+    """0.3 of 0.4 keeps what is at least 0.12; as a probability 0.3 would keep one."""
+    row = jnp.log(jnp.asarray([0.4, 0.25, 0.2, 0.1, 0.05] + [1e-9] * (V - 5), jnp.float32))
+    assert set(drawn(row, Sampling.same(3000, min_p=0.3)).tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e38, 1e300])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}])
+def test_no_temperature_makes_a_banned_id_likely(temperature, filters):
+    banned = jnp.arange(V) >= 3
+    rows = logits(500, seed=4)
+    sampling = Sampling.same(500, temperature=temperature, **filters)
+    ids = np.asarray(draw(rows, sampling, jnp.arange(500), banned))
+    assert set(ids.tolist()) == {0, 1, 2}
