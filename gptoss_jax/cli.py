@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import sys
@@ -58,10 +59,16 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
     """
     # JAX reserves 75 % of a GPU by default, which is less than 120b needs of 80 GB.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    # A terminal or file that cannot hold a character gets a question mark for it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         main(arguments)
     except KeyboardInterrupt:
         _leave(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader, `head` perhaps, has what it wanted
+        _leave(EXIT_FAILED)
     except (UserError, TextError, OSError) as error:
         if arguments.debug:
             raise

@@ -14,6 +14,7 @@ from gptoss_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
+    from gptoss_jax.model.config import Config
     from gptoss_jax.text import Tokenizer
 
 _EXAMPLES = [
@@ -77,8 +78,6 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.json:
         shown = dataclasses.asdict(completion) | {"timings": timings}
         print(json.dumps(shown, ensure_ascii=False))
-    elif completion.text and not completion.text.endswith("\n"):
-        print()
     _report(completion, timings, arguments)
     if completion.finish_reason == "interrupted":
         raise KeyboardInterrupt
@@ -86,12 +85,15 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> "Turn":
     """Everything up to the first token; what can be wrong without JAX is found before it loads."""
+    if arguments.raw and (arguments.system or arguments.developer):
+        raise UserError("--raw continues the prompt as it is; leave out --system and --developer")
     text = _read_prompt(arguments)
-    tokenizer = _tokenizer(arguments)
+    tokenizer, config = _tokenizer(arguments)
     import jax.numpy as jnp
 
     from gptoss_jax.checkpoint.load import load_model
     from gptoss_jax.inference import completion
+    from gptoss_jax.inference.generator import check_prompts
     from gptoss_jax.inference.sampling import Sampling
 
     if arguments.raw:
@@ -100,6 +102,7 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         roles = {"system": arguments.system, "developer": arguments.developer, "user": text}
         messages = [{"role": role, "content": said} for role, said in roles.items() if said]
         prompt = completion.render_chat(tokenizer, messages, arguments.reasoning_effort)
+    check_prompts(config, [prompt], arguments.max_tokens)
     model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype))
     sampling = Sampling.same(
         1,
@@ -115,7 +118,7 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     )
 
 
-def _tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
+def _tokenizer(arguments: argparse.Namespace) -> "tuple[Tokenizer, Config]":
     from gptoss_jax.loading import find_tokenizer
     from gptoss_jax.model.config import check_directory, read_config
 
@@ -127,14 +130,23 @@ def _tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
             f"{arguments.checkpoint}: no tokenizer in it, and its vocabulary of "
             f"{config.vocab_size} is not o200k_harmony's; give one with --tokenizer"
         )
-    return tokenizer
+    return tokenizer, config
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:
-    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    text = _read_stdin() if arguments.prompt == "-" else arguments.prompt
     if not text.strip():
         raise UserError("the prompt is empty; give PROMPT, or - to read standard input")
     return text
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UserError("standard input is closed; give PROMPT, or pipe it in")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
 
 
 def _compile_report(arguments: argparse.Namespace):
@@ -148,22 +160,49 @@ def _stream(turn: "Turn", arguments: argparse.Namespace) -> None:
         # A second Ctrl-C does not wait for the device.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    last = None
+    began = False
+    printer = _Printer(answer=not arguments.json, reasoning=arguments.show_reasoning)
     for channel, text in turn:
         # From the first text on, Ctrl-C ends the turn after the device call under way; before it
         # there is nothing to keep, and it ends the program.
-        if last is None:
+        if not began:
             signal.signal(signal.SIGINT, interrupt)
-        if channel in ("final", "raw"):
-            if not arguments.json:
-                print(text, end="", flush=True)
-        elif arguments.show_reasoning:
-            label = "" if channel == last else f"{'' if last is None else chr(10)}[{channel}] "
-            print(cli.dimmed(label + text, sys.stderr), end="", file=sys.stderr, flush=True)
-        if channel != last and last not in (None, "final", "raw") and arguments.show_reasoning:
-            print(file=sys.stderr)
-        last = channel
+        began = True
+        printer.show(channel, text)
+    printer.finish(turn.completion().text)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Printer:
+    """The answer to stdout, reasoning to stderr, each on lines of its own on a terminal."""
+
+    def __init__(self, *, answer: bool, reasoning: bool):
+        self._answer = answer
+        self._reasoning = reasoning
+        self._last: str | None = None  # the channel whose line is open
+        self._answered = False
+
+    def show(self, channel: str, text: str) -> None:
+        is_answer = channel in ("final", "raw")
+        if not (self._answer if is_answer else self._reasoning):
+            return
+        if self._last not in (None, channel):
+            print(file=sys.stderr, flush=True)
+        if is_answer:
+            print(text, end="", flush=True)
+            self._answered = True
+        else:
+            label = "" if channel == self._last else f"[{channel}] "
+            print(cli.dimmed(label + text, sys.stderr), end="", file=sys.stderr, flush=True)
+        self._last = channel
+
+    def finish(self, text: str) -> None:
+        """Ends the open line; a turn that only has a preamble gives that as its answer."""
+        if self._last not in (None, "final", "raw"):
+            print(file=sys.stderr)
+        if not self._answer or not text:
+            return
+        print("" if self._answered else text, end="" if text.endswith("\n") else "\n", flush=True)
 
 
 def _report(completion: "Completion", timings: dict, arguments: argparse.Namespace) -> None:

@@ -23,14 +23,16 @@ def load(
     Args:
       path: the directory.
       dtype: what activations are computed in, "bfloat16" or "float32". Weights keep theirs.
-      mesh: every parameter is replicated over it; None: the first device.
+      mesh: every parameter is replicated over it; call the model within `jax.set_mesh(mesh)`. None:
+        the first device.
 
     Returns:
       (model, tokenizer); the directory's own tokenizer, else o200k_harmony where the vocabulary is
       that one's, else None.
 
     Raises:
-      UserError: whatever is wrong with the directory, in one line, before any weight is read.
+      UserError: whatever is wrong with the directory, in one line; before any weight is read, but
+        for what only the weights show: a NaN scale byte, damaged Orbax data.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is neither bfloat16 nor float32")

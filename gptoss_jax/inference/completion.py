@@ -140,9 +140,9 @@ class Turn:
 
 
 def _shown(events: Iterable[Event]) -> Iterator[tuple[str, str]]:
-    """(channel, text) of what is text; a call to a tool is commentary on any channel."""
+    """(channel, text) of what the assistant says; a call to a tool is commentary on any channel."""
     for event in events:
-        if isinstance(event, Delta):
+        if isinstance(event, Delta) and event.role == "assistant":
             commentary = event.recipient is not None or event.channel == "commentary"
             channel = "analysis" if event.channel == "analysis" else "final"
             yield "commentary" if commentary else channel, event.text

@@ -11,6 +11,7 @@ import numpy as np
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import decode as device
 from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
 
 _MOST_CHUNK = 512
@@ -55,6 +56,25 @@ def capacity_for(longest: int, max_tokens: int, limit: int) -> int:
     return -(-positions // _CAPACITY_STEP) * _CAPACITY_STEP
 
 
+def check_prompts(config: Config, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+    """Raises a UserError for what `Generator.run` cannot run; needs no weights."""
+    for prompt in prompts:
+        if not len(prompt):
+            raise UserError("the prompt has no tokens")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise UserError(
+                f"prompt token {max(prompt)} is outside the model's {config.vocab_size}-token "
+                "vocabulary; use the tokenizer that belongs to the checkpoint"
+            )
+        if len(prompt) >= config.max_context:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens; the model's context is "
+                f"{config.max_context}, and at least one is needed for the answer"
+            )
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
+
+
 class Generator:
     """Generates for a batch of prompts at a time.
 
@@ -95,7 +115,7 @@ class Generator:
         Raises:
           UserError: an empty prompt, an id outside the vocabulary, or no room left to answer.
         """
-        self._check(prompts, max_tokens)
+        check_prompts(self.model.config, prompts, max_tokens)
         self.timings = Timings()
         lengths = np.array([len(prompt) for prompt in prompts])
         limit = self.model.config.max_context
@@ -108,24 +128,6 @@ class Generator:
         state = self._prefill(prompts, state, rules)
         yield np.asarray(state.token_B)[:, None]
         yield from self._decode(state, rules)
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-        config = self.model.config
-        for prompt in prompts:
-            if not len(prompt):
-                raise UserError("the prompt has no tokens")
-            if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-                raise UserError(
-                    f"prompt token {max(prompt)} is outside the model's {config.vocab_size}-token "
-                    "vocabulary; use the tokenizer that belongs to the checkpoint"
-                )
-            if len(prompt) >= config.max_context:
-                raise UserError(
-                    f"the prompt has {len(prompt)} tokens; the model's context is "
-                    f"{config.max_context}, and at least one is needed for the answer"
-                )
-        if max_tokens < 1:
-            raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
 
     def _prefill(self, prompts, state, rules):
         chunk = chunk_size(max(map(len, prompts)))

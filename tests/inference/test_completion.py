@@ -1,11 +1,16 @@
 """A turn from scripted tokens: channels, finish reasons, raw text, and what generate shows."""
 
 import argparse
+import io
+import sys
 
 import numpy as np
 import pytest
 
-from gptoss_jax.generate import _stream
+from gptoss_jax.checkpoint import load
+from gptoss_jax.checkpoint.synthetic import write_synthetic
+from gptoss_jax.errors import UserError
+from gptoss_jax.generate import _prepare, _stream, build_parser
 from gptoss_jax.inference.completion import Turn
 from gptoss_jax.inference.generator import Timings
 from gptoss_jax.text import o200k_harmony
@@ -98,14 +103,78 @@ def test_an_interrupt_ends_after_the_call_under_way():
     assert one.completion().usage["completion_tokens"] == 3  # of the first call
 
 
-@pytest.mark.parametrize("show", [False, True])
-def test_reasoning_goes_to_stderr_when_asked(capsys, show):
-    _stream(turn(THOUGHT + ANSWER), argparse.Namespace(json=False, show_reasoning=show))
-    out, err = capsys.readouterr()
-    assert out == "Sky: é."
-    assert err == ("[analysis] Hmm, é.\n" if show else "")
+def test_what_is_not_the_assistants_is_not_shown():
+    text = ANSWER.removesuffix("<|return|>") + "<|end|><|start|>user<|message|>B<|end|>"
+    one = turn(text + "<|start|>assistant<|channel|>final<|message|>!<|return|>")
+    assert "".join(piece for channel, piece in pieces(one) if channel == "final") == "Sky: é.!"
+    assert one.completion().text == "Sky: é.!"
+
+
+PREAMBLE = "<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "out", "err"),
+    [
+        (THOUGHT + ANSWER, False, "Sky: é.\n", ""),
+        (THOUGHT + ANSWER, True, "Sky: é.\n", "[analysis] Hmm, é.\n"),
+        (PREAMBLE, True, "One moment.\n", "[commentary] One moment.\n"),
+        (PREAMBLE + CALL, False, "One moment.\n", ""),
+        (THOUGHT, False, "", ""),
+    ],
+)  # fmt: skip
+def test_what_generate_prints(capsys, text, reasoning, out, err):
+    _stream(turn(text), argparse.Namespace(json=False, show_reasoning=reasoning))
+    assert capsys.readouterr() == (out, err)
+
+
+def test_lines_of_a_terminal_are_not_mixed(monkeypatch):
+    """Standard output and error are one there."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    again = ANSWER.replace("<|return|>", "<|end|><|start|>assistant")
+    _stream(turn(again + THOUGHT + ANSWER), argparse.Namespace(json=False, show_reasoning=True))
+    assert terminal.getvalue() == "Sky: é.\n[analysis] Hmm, é.\nSky: é.\n"
 
 
 def test_json_streams_nothing(capsys):
     _stream(turn(THOUGHT + ANSWER), argparse.Namespace(json=True, show_reasoning=False))
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("flags") / "model"
+    write_synthetic("tiny", directory, None, 0)
+    return directory
+
+
+def prepare(*words: str) -> Turn:
+    return _prepare(build_parser().parse_args([*words, "Hi"]))
+
+
+def test_flags_reach_the_device(tiny):
+    one = prepare("--checkpoint", str(tiny), "--min-p", "0.25", "--top-k", "7", "--top-p", "0.5",
+                  "--temperature", "0.75", "--seed", "9", "--reasoning-effort", "high")  # fmt: skip
+    sampling = one._sampling
+    assert (sampling.min_p_B, sampling.top_k_B, sampling.top_p_B) == (0.25, 7, 0.5)
+    assert (sampling.temperature_B, sampling.seed_B) == (0.75, 9)
+    assert "Reasoning: high" in o200k_harmony().decode(list(one._prompt))
+
+
+def test_mistakes_are_found_before_the_weights(tiny, monkeypatch):
+    monkeypatch.setattr(load, "load_model", lambda *args, **options: pytest.fail("loads"))
+    checkpoint = ("--checkpoint", str(tiny))
+    with pytest.raises(UserError, match="--raw continues"):
+        prepare(*checkpoint, "--raw", "--system", "Be kind.")
+    with pytest.raises(UserError, match="context is"):
+        prepare(*checkpoint, "--system", "a b c " * 60_000)
+
+
+@pytest.mark.parametrize(("stdin", "message"), [(b"ab\xff", "not UTF-8 .byte 2"), (None, "closed")])
+def test_standard_input_that_cannot_be_read(tiny, monkeypatch, stdin, message):
+    file = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin))
+    monkeypatch.setattr(sys, "stdin", file)
+    with pytest.raises(UserError, match=message):
+        _prepare(build_parser().parse_args(["--checkpoint", str(tiny), "-"]))
