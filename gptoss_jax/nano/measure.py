@@ -1,0 +1,133 @@
+"""Measures a checkpoint on nano's skills: `python -m gptoss_jax.nano.measure DIR`.
+
+Held-out problems, greedy, on the packed weights; beside them how many turns at temperature 1.0 are
+no harmony. Prints a Markdown table, or with --card writes it into the model card.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptoss_jax import cli
+from gptoss_jax.errors import UserError
+from gptoss_jax.training.tasks import SKILLS, Problem
+from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
+
+if TYPE_CHECKING:
+    from gptoss_jax.model.transformer import GptOss
+    from gptoss_jax.text import Tokenizer
+
+_BATCH = 50
+_MAX_TOKENS = 384  # the longest reference turn has fewer than 250
+_BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    """What `evaluation.Answer` asks for."""
+
+    text: str
+    messages: list[dict]
+    finish_reason: str
+
+
+def answerer(model: "GptOss", tokenizer: "Tokenizer", *, temperature: float, seed: int) -> Answerer:
+    """Answers problems in batches of one size, so that few programs are compiled."""
+    import numpy as np
+
+    from gptoss_jax.inference.completion import generator_for
+    from gptoss_jax.inference.sampling import Sampling
+    from gptoss_jax.text.harmony import render_conversation
+
+    generator = generator_for(model, tokenizer)
+    sampling = Sampling.same(_BATCH, temperature=temperature, seed=seed)
+
+    def batch(problems: Sequence[Problem]) -> Iterator[Answer]:
+        prompts = [render_conversation(tokenizer, one.prompt()) for one in problems]
+        padded = prompts + prompts[-1:] * (_BATCH - len(prompts))
+        parts = list(generator.run(padded, sampling, _MAX_TOKENS))
+        for row in np.concatenate(parts, axis=1)[: len(problems)]:
+            yield _turn(tokenizer, row[row >= 0].tolist())
+
+    def answer(problems: Sequence[Problem]) -> list[Answer]:
+        firsts = range(0, len(problems), _BATCH)
+        return [turn for i in firsts for turn in batch(problems[i : i + _BATCH])]
+
+    return answer
+
+
+def _turn(tokenizer: "Tokenizer", tokens: list[int]) -> _Turn:
+    from gptoss_jax.text.harmony import HarmonyParser, to_turn
+
+    parser = HarmonyParser(tokenizer)
+    for token in tokens:
+        for _ in parser.push(token):
+            pass
+    for _ in parser.finish():
+        pass
+    turn = to_turn(parser.messages)
+    ended = bool(tokens) and tokens[-1] in tokenizer.stop_ids
+    reason = ("tool_calls" if turn.tool_calls else "stop") if ended else "length"
+    messages = [
+        {k: v for k, v in dataclasses.asdict(message).items() if v not in (None, False)}
+        for message in parser.messages
+    ]
+    return _Turn(turn.content, messages, reason)
+
+
+def report(scores: Sequence[Score], sampled: Sequence[Score], command: str) -> str:
+    """The table, the malformed turns at temperature 1.0, and the command that measured both."""
+    turns, malformed = (sum(getattr(s, k) for s in sampled) for k in ("turns", "malformed"))
+    return (
+        f"{table(scores)}\n\nAt temperature 1.0, {malformed} of {turns} turns were malformed. "
+        f"Measured by `{command}`.\n"
+    )
+
+
+def into_card(card: Path, text: str) -> None:
+    """Puts the report between the card's two marks.
+
+    Raises:
+      UserError: the card has no such marks.
+    """
+    content = card.read_text()
+    before, begin, rest = content.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise UserError(f"{card}: has no {_BEGIN} … {_END} to put the table between")
+    card.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = cli.parser("nano.measure", "Measures nano's skills.", ["runs/nano/export"])
+    parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
+    parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
+    parser.add_argument("--skills", nargs="+", choices=SKILLS, default=list(SKILLS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--card", type=Path, help="a model card to write the table into")
+    return parser.parse_args()
+
+
+def _main(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.loading import load
+
+    model, tokenizer = load(arguments.checkpoint, dtype=arguments.dtype)
+    if tokenizer is None:
+        raise UserError(f"{arguments.checkpoint}: has no tokenizer")
+    scores, sampled = (
+        evaluate(answerer(model, tokenizer, temperature=t, seed=1), arguments.skills, count)
+        for t, count in ((0.0, arguments.count), (1.0, max(1, arguments.count // 2)))
+    )
+    command = f"python -m gptoss_jax.nano.measure DIR --count {arguments.count}"
+    text = report(scores, sampled, command)
+    print(text)
+    if arguments.card:
+        into_card(arguments.card, text)
+
+
+if __name__ == "__main__":
+    options = _arguments()
+    sys.exit(cli.run(_main, options))
