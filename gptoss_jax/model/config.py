@@ -72,11 +72,23 @@ class Config:
             yield "experts_per_token", f"{self.experts_per_token} of only {self.num_experts}"
         if self.rope_theta == 1:
             yield "rope_theta", "1 gives every pair one frequency"
+        yield from self._yarn_problems()
         if self.head_dim % 2:
             yield "head_dim", f"{self.head_dim} must be even for rotary pairs"
         for name in ("hidden_size", "expert_width"):
             if getattr(self, name) % MXFP4_GROUP:
                 yield name, f"{getattr(self, name)} is no multiple of MXFP4's group of 32"
+
+    def _yarn_problems(self):
+        if self.rope_factor < 1:
+            yield "rope_factor", f"{self.rope_factor} is less than 1"
+        if self.rope_beta_fast <= self.rope_beta_slow:
+            shown = f"{self.rope_beta_fast} must be more than the slow one, {self.rope_beta_slow}"
+            yield "rope_beta_fast", shown
+        # Plain RoPE stretches nothing: its original context is without effect.
+        if self.rope_factor > 1 and self.max_context < self.rope_original_context:
+            shown = f"the original context, {self.rope_original_context}"
+            yield "max_context", f"{self.max_context} is less than {shown}"
 
     @property
     def attention_width(self) -> int:
@@ -176,8 +188,9 @@ def read_config(path: str | Path) -> Config:
         fields, key_of = _fields_from_hf(raw, path)
     elif "num_experts" in raw:
         fields, key_of = _take(raw, _ORIGINAL_KEYS, path), _ORIGINAL_KEYS
-        # The original layout says nothing of the trained length; factor x original is what it is.
-        fields["max_context"] = int(fields["rope_factor"] * fields["rope_original_context"])
+        reach = _original_reach(fields["rope_factor"], fields["rope_original_context"])
+        # Two finite factors may have an infinite product, which is no context.
+        fields["max_context"] = _number(reach, int, path, _ORIGINAL_KEYS["rope_factor"])
     else:
         raise UserError(
             f"{path}: key 'architectures' is missing; this is no gpt-oss config.json "
@@ -205,7 +218,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    # ValueError: no UTF-8, no JSON, or more digits than Python converts; the other: too deep.
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds a JSON {type(raw).__name__}, not an object")
@@ -216,16 +230,7 @@ def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], di
     _check_family(raw, path)
     fields = _take(raw, _HF_KEYS, path)
     rope_key, rope = _rope(raw, path)
-    kind = rope.get("rope_type")
-    if kind == "yarn":
-        fields |= _take(rope, _HF_ROPE_KEYS, path, inside=rope_key)
-        # transformers rounds the ramp's bounds unless told not to; gpt-oss tells it not to.
-        fields["rope_truncate"] = bool(rope.get("truncate", True))
-    elif kind == "default":
-        fields |= _take(rope, {"rope_theta": "rope_theta"}, path, inside=rope_key)
-        fields["rope_factor"] = 1.0
-    else:
-        raise UserError(f"{path}: key '{rope_key}.rope_type': {kind!r} is neither yarn nor default")
+    fields |= _rope_fields(rope, rope_key, path)
     for field in ("swiglu_alpha", "swiglu_limit"):
         if field in raw:
             fields |= _take(raw, {field: field}, path)
@@ -237,6 +242,7 @@ def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], di
         if raw.get(key, expected) != expected:
             shown = f"{raw[key]!r} is not gpt-oss (expected {expected!r})"
             raise UserError(f"{path}: key {key!r}: {shown}")
+    _check_quantization(raw.get("quantization_config"), path)
     key_of = _HF_KEYS | {k: f"{rope_key}.{v}" for k, v in _HF_ROPE_KEYS.items()}
     return fields, key_of
 
@@ -249,15 +255,68 @@ def _check_family(raw: dict[str, Any], path: Path) -> None:
             raise UserError(f"{path}: key {key!r}: {raw.get(key)!r} is not gpt-oss")
 
 
+def _check_quantization(given: Any, path: Path) -> None:
+    """Refuses weights packed by another method: their codes would be read as MXFP4's."""
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: key 'quantization_config': {given!r} is no object")
+    method = given.get("quant_method", "mxfp4")
+    if method != "mxfp4":
+        raise UserError(f"{path}: key 'quantization_config.quant_method': {method!r} is not mxfp4")
+
+
+def _original_reach(factor: float, original_context: int) -> int | float:
+    """The context of an original layout, which says nothing of the trained length itself."""
+    reach = factor * original_context
+    return int(reach) if math.isfinite(reach) else reach
+
+
+def _rope_fields(rope: dict[str, Any], rope_key: str, path: Path) -> dict[str, Any]:
+    kind = rope.get("rope_type")
+    if kind == "yarn":
+        fields = _take(rope, _HF_ROPE_KEYS, path, inside=rope_key)
+        # transformers rounds the ramp's bounds unless told not to; gpt-oss tells it not to.
+        truncate = rope.get("truncate", True)
+        if not isinstance(truncate, bool):
+            raise UserError(f"{path}: key '{rope_key}.truncate': {truncate!r} is no true or false")
+        fields["rope_truncate"] = truncate
+    elif kind == "default":
+        fields = _take(rope, {"rope_theta": "rope_theta"}, path, inside=rope_key)
+        fields["rope_factor"] = 1.0
+    else:
+        raise UserError(f"{path}: key '{rope_key}.rope_type': {kind!r} is neither yarn nor default")
+    _check_attention_factor(rope, fields["rope_factor"], rope_key, path)
+    return fields
+
+
+def _check_attention_factor(rope: dict[str, Any], factor: float, inside: str, path: Path) -> None:
+    """Refuses another attention factor than YaRN's own, the only one the model has.
+
+    transformers takes `attention_factor` as it is, or else divides 0.1 m ln(factor) + 1 at m =
+    `mscale` by the same at m = `mscale_all_dim`: YaRN's own at 1 and 0.
+    """
+    # A factor below 1 is for Config to refuse.
+    own = 0.1 * math.log(max(factor, 1.0)) + 1.0
+    for key, expected in {"attention_factor": own, "mscale": 1.0, "mscale_all_dim": 0.0}.items():
+        shown = f"{inside}.{key}"
+        if rope.get(key) is None:
+            continue
+        if abs(_number(rope[key], float, path, shown) - expected) > 1e-6:
+            raise UserError(f"{path}: key {shown!r}: {rope[key]!r} is not YaRN's {expected:.7g}")
+
+
 def _rope(raw: dict[str, Any], path: Path) -> tuple[str, dict[str, Any]]:
     """The key of the rotary parameters, and these with `rope_theta` among them."""
     v5, hub = raw.get("rope_parameters"), raw.get("rope_scaling")
     rope_key, rope = ("rope_scaling", hub) if v5 is None else ("rope_parameters", v5)
     if not isinstance(rope, dict):
         raise UserError(f"{path}: key {rope_key!r} is missing; add gpt-oss's YaRN parameters")
-    for key, again in (hub if isinstance(hub, dict) else {}).items():
+    hub = hub if isinstance(hub, dict) else {}
+    for key, again in hub.items():
         _same(f"{rope_key}.{key}", rope.get(key, again), f"rope_scaling.{key}", again, path)
-    rope = {"rope_theta": raw.get("rope_theta")} | rope
+    # What only rope_scaling says holds too.
+    rope = {"rope_theta": raw.get("rope_theta")} | hub | rope
     if rope["rope_theta"] is None:
         raise UserError(f"{path}: key 'rope_theta' is missing")
     return rope_key, rope
@@ -293,11 +352,18 @@ def _take(
 def _number(value: Any, kind: Any, path: Path, key: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{path}: key {key!r}: {value!r} is not a number")
-    if not math.isfinite(value):
+    if not _is_finite(value):
         raise UserError(f"{path}: key {key!r}: {value!r} is not finite")
     if kind is int and value != int(value):
         raise UserError(f"{path}: key {key!r}: {value!r} is not a whole number")
     return kind(value)
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def to_hf_json(config: Config, *, packed_experts: bool) -> dict[str, Any]:
@@ -354,8 +420,16 @@ def to_original_json(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the config uses what that layout cannot say.
     """
-    shared = Config(num_layers=config.num_layers, num_experts=config.num_experts)
-    for field in ("layer_types", "rms_norm_eps", "swiglu_alpha", "rope_truncate"):
-        if getattr(config, field) != getattr(shared, field):
-            raise UserError(f"the original layout cannot hold {field}={getattr(config, field)!r}")
+    implied = {
+        "layer_types": alternating_layers(config.num_layers),
+        "max_context": _original_reach(config.rope_factor, config.rope_original_context),
+        # The published value of whatever else has no key there.
+        "rms_norm_eps": Config.rms_norm_eps,
+        "swiglu_alpha": Config.swiglu_alpha,
+        "rope_truncate": Config.rope_truncate,
+    }
+    for field, value in implied.items():
+        if getattr(config, field) != value:
+            shown = f"{field}={getattr(config, field)!r}"
+            raise UserError(f"the original layout cannot hold {shown}, it implies {value!r}")
     return {key: getattr(config, field) for field, key in _ORIGINAL_KEYS.items()}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -106,16 +107,50 @@ def test_original_round_trip(tmp_path):
         assert read_config(write(tmp_path / "config.json", to_original_json(config))) == config
 
 
-@pytest.mark.parametrize("field", ["layer_types", "rms_norm_eps", "swiglu_alpha", "rope_truncate"])
-def test_what_the_original_layout_cannot_say(field):
-    value = {"layer_types": ("full_attention",) * 3, "rope_truncate": True}.get(field, 0.5)
+def test_the_original_layout_of_fewer_experts_than_are_published_active(tmp_path):
+    config = dataclasses.replace(SMALL, num_experts=3, experts_per_token=2)
+    assert read_config(write(tmp_path / "config.json", to_original_json(config))) == config
+
+
+UNSAYABLE = {
+    "layer_types": ("full_attention",) * 3,
+    "rms_norm_eps": 0.5,
+    "swiglu_alpha": 0.5,
+    "rope_truncate": True,
+    "max_context": 511,
+}
+
+
+@pytest.mark.parametrize(("field", "value"), UNSAYABLE.items())
+def test_what_the_original_layout_cannot_say(field, value):
     with pytest.raises(UserError, match=field):
         to_original_json(dataclasses.replace(SMALL, **{field: value}))
 
 
 def test_plain_rope(tmp_path):
     raw = to_hf_json(SMALL, packed_experts=True) | {"rope_scaling": {"rope_type": "default"}}
-    assert read_config(write(tmp_path / "config.json", raw)).rope_factor == 1.0
+    config = read_config(write(tmp_path / "config.json", raw))
+    # No original context, so none that 512 could be less than.
+    assert (config.rope_factor, config.max_context) == (1.0, 512)
+    raw = to_hf_json(config, packed_experts=True)
+    assert read_config(write(tmp_path / "config.json", raw)) == config
+
+
+def test_what_yarn_would_do_anyway_may_be_said(tmp_path):
+    for said in (
+        {"attention_factor": None, "mscale": None, "mscale_all_dim": None},
+        {"attention_factor": 0.1 * math.log(8) + 1 + 5e-7},
+        {"mscale": 1.0, "mscale_all_dim": 0},
+    ):
+        raw = json.loads((CONFIGS / "hub.json").read_text())
+        raw["rope_scaling"] |= said
+        raw["quantization_config"] = None
+        assert read_config(write(tmp_path / "config.json", raw)) == SMALL
+
+
+def test_rope_scaling_adds_to_rope_parameters(tmp_path):
+    raw = bad("transformers_v5", rope_parameters__truncate=..., rope_scaling={"truncate": False})
+    assert read_config(write(tmp_path / "config.json", raw)) == SMALL
 
 
 @pytest.mark.parametrize("name", ["small", *sample.SHAPES])
@@ -209,8 +244,52 @@ BAD = {
         "'rope_parameters.factor' and 'rope_scaling.factor' differ: 8.0 and 4.0",
     ),
     "no_architecture": ({"hidden_size": 96}, "architectures"),
+    "attention_factor": (
+        bad("hub", rope_scaling__attention_factor=1.5),
+        "'rope_scaling.attention_factor': 1.5 is not YaRN's 1.207944",
+    ),
+    "attention_factor_v5": (
+        bad("transformers_v5", rope_parameters__attention_factor=1),
+        "rope_parameters.attention_factor",
+    ),
+    "attention_factor_beside_v5": (
+        bad("transformers_v5", rope_scaling={"attention_factor": 1}),
+        "rope_parameters.attention_factor",
+    ),
+    "attention_factor_string": (
+        bad("hub", rope_scaling__attention_factor="1.2"),
+        "'rope_scaling.attention_factor': '1.2' is not a number",
+    ),
+    "attention_factor_and_bad_factor": (
+        bad("hub", rope_scaling__factor=-1, rope_scaling__attention_factor=1),
+        "rope_scaling.factor",
+    ),
+    "mscale": (bad("hub", rope_scaling__mscale=0.707), "'rope_scaling.mscale': 0.707"),
+    "mscale_all_dim": (
+        bad("hub", rope_scaling__mscale=1, rope_scaling__mscale_all_dim=1),
+        "'rope_scaling.mscale_all_dim': 1",
+    ),
+    "truncate": (bad("hub", rope_scaling__truncate="false"), "'rope_scaling.truncate': 'false'"),
+    "truncate_null": (bad("hub", rope_scaling__truncate=None), "rope_scaling.truncate"),
+    "betas": (bad("hub", rope_scaling__beta_fast=1.0), "'rope_scaling.beta_fast': 1.0"),
+    "betas_in_original": (bad("original", rope_ntk_alpha=33), "'rope_ntk_beta': 32.0"),
+    "shrinking": (bad("hub", rope_scaling__factor=0.5), "'rope_scaling.factor': 0.5"),
+    "shrinking_in_original": (bad("original", rope_scaling_factor=0.5), "'rope_scaling_factor'"),
+    "short": (
+        bad("hub", max_position_embeddings=63),
+        "'max_position_embeddings': 63 is less than the original context, 64",
+    ),
+    "other_quantization": (
+        bad("hub", quantization_config={"quant_method": "awq"}),
+        "'quantization_config.quant_method': 'awq'",
+    ),
+    "quantization_no_object": (bad("hub", quantization_config="mxfp4"), "quantization_config"),
+    "huge_integer": (bad("hub", rope_theta=10**400), "rope_theta"),
+    "huge_context": (bad("original", rope_scaling_factor=1e308), "rope_scaling_factor"),
     "limit": (bad("hub", swiglu_limit="7"), "swiglu_limit"),
     "not_json": ("{", "JSON"),
+    "deep": ('{"a":' + "[" * 200_000, "JSON"),
+    "digits": ('{"vocab_size": ' + "9" * 5000 + "}", "JSON"),
     "not_object": ("[1, 2]", "list"),
 }
 
