@@ -164,6 +164,7 @@ def test_the_readme_makes_the_checkpoint_that_it_generates_from(tmp_path):
         ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
         ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
         ({"top_k": 2**31}, "top_k is 2147483648"),
+        ({"min_p": 1.5}, "min_p is 1.5; it must lie in 0..1"),
         ({"messages": "hi"}, "messages: give a list of dictionaries"),
         ({"messages": ["hi"]}, r"messages\[0\]: give a dictionary"),
         ({"tokenizer": None}, "no tokenizer"),
