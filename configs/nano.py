@@ -20,19 +20,19 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 3000
+    config.steps = 4000
     config.batch_size = 4
     config.balance_coefficient = 0.01
-    config.qat_start = 2000
+    config.qat_start = 0
     config.eval_every = 200
     config.checkpoint_every = 200
     config.log_every = 20
 
     config.model.hidden_size = 128
     config.model.num_layers = 6
-    config.model.num_heads = 8
+    config.model.num_heads = 4
     config.model.num_kv_heads = 2
-    config.model.head_dim = 16
+    config.model.head_dim = 32
     config.model.num_experts = 8
     config.model.experts_per_token = 2
     config.model.expert_width = 192
@@ -47,5 +47,5 @@ def get_config() -> ConfigDict:
     config.optimizer.lr = 3e-3
     config.optimizer.schedule = "wsd"
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 800
+    config.optimizer.decay_steps = 1000
     return config
