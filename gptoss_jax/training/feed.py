@@ -9,7 +9,7 @@ import numpy as np
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.training.examples import Example
-from gptoss_jax.training.packing import OpenRow, Packer, Rows, rows_of
+from gptoss_jax.training.packing import Batch, OpenRow, Packer, rows_of
 from gptoss_jax.training.sources import Source
 
 _GIVE_UP = 1_000
@@ -61,7 +61,7 @@ class Feed:
         self._examples: dict[int, Example] = {}
         self._last: list[int] = []
 
-    def batch(self) -> Rows:
+    def batch(self) -> Batch:
         """The next B rows."""
         numbers = [self._row() for _ in range(self._rows)]
         self._last = list(itertools.chain.from_iterable(numbers))
@@ -134,7 +134,7 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def one_pass(source: Source, *, rows: int, length: int, batches: int) -> Iterator[Rows]:
+def one_pass(source: Source, *, rows: int, length: int, batches: int) -> Iterator[Batch]:
     """The first examples of a source in its own order, once: at most so many batches.
 
     The last batch of a source that ends may have rows of padding.

@@ -20,11 +20,11 @@ from gptoss_jax.training import speed
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.export import export
 from gptoss_jax.training.feed import Feed, one_pass
-from gptoss_jax.training.packing import Rows
+from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.settings import Settings
 from gptoss_jax.training.sources import Source, Sources
-from gptoss_jax.training.step import Trainer, compiled, summary, to_batch
+from gptoss_jax.training.step import Trainer, compiled, in_parts, summary
 
 
 def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> None:
@@ -126,9 +126,9 @@ class _Loop:
                 return False
         return True
 
-    def _dispatch(self, rows: Rows) -> Any:
+    def _dispatch(self, rows: Batch) -> Any:
         qat = 0 <= self._config.qat_start <= self._done
-        batch = to_batch(rows, self._config.accumulation)
+        batch = in_parts(rows, self._config.accumulation)
         began = time.perf_counter()
         program = self._program("train", qat, self.trainer.train_step, (self.state, batch), (0,))
         self._meter.pause(time.perf_counter() - began)
@@ -180,7 +180,7 @@ class _Loop:
         qat = 0 <= self._config.qat_start < self._done
         sums = None
         for rows in self._validation_rows(self._validation):
-            arguments = (self.state.params, to_batch(rows))
+            arguments = (self.state.params, rows)
             program = self._program("evaluation", qat, self.trainer.eval_step, arguments)
             new = program(*arguments)
             sums = new if sums is None else jax.tree.map(np.add, sums, jax.device_get(new))
@@ -194,7 +194,7 @@ class _Loop:
         self._directory.plot()
         self._meter.pause(time.perf_counter() - began)
 
-    def _validation_rows(self, source: Source) -> Iterator[Rows]:
+    def _validation_rows(self, source: Source) -> Iterator[Batch]:
         config = self._config
         return one_pass(
             source,

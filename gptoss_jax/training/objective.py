@@ -1,11 +1,10 @@
 """What training minimises: cross-entropy of chosen tokens, and the routers' load balance."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.qat import as_shipped
 
 # Logits of one block of positions, in float32 elements: 64 MiB. All of 2,048 positions of the
@@ -15,26 +14,6 @@ _BLOCK = 2**24
 Metrics = dict[str, jax.Array]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Packed rows.
-
-    Attributes:
-      tokens_BT: int32, what the model reads.
-      targets_BT: int32, what should follow each.
-      weights_BT: float32, 1 where the target counts in the loss, else 0.
-      segments_BT: int32, 1, 2, … for the conversations of a row, 0 for padding.
-      positions_BT: int32, from 0 in each segment.
-    """
-
-    tokens_BT: jax.Array
-    targets_BT: jax.Array
-    weights_BT: jax.Array
-    segments_BT: jax.Array
-    positions_BT: jax.Array
-
-
 def loss(
     model: GptOss, batch: Batch, *, balance_coefficient: float, qat: bool, remat: bool
 ) -> tuple[jax.Array, Metrics]:
@@ -42,7 +21,7 @@ def loss(
 
     Args:
       model: with float experts.
-      batch: see there.
+      batch: packed rows.
       balance_coefficient: of the load-balance term, which counts once a weighted token.
       qat: parameters are used as `qat.pack` holds them, gradients pass straight through.
       remat: see `GptOss.hidden`.

@@ -2,10 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from gptoss_jax.training.examples import Example
+
+Array = Any  # NumPy's until it goes to the device
 
 
 @dataclasses.dataclass
@@ -50,9 +54,10 @@ class Packer:
         return row.numbers
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """Packed rows, the fields of `objective.Batch` as NumPy arrays [B, T].
+class Batch:
+    """Packed rows [B, T], on the host or on the device.
 
     Attributes:
       tokens_BT: int32, the inputs.
@@ -62,19 +67,19 @@ class Rows:
       positions_BT: int32, from 0 in each segment.
     """
 
-    tokens_BT: np.ndarray
-    targets_BT: np.ndarray
-    weights_BT: np.ndarray
-    segments_BT: np.ndarray
-    positions_BT: np.ndarray
+    tokens_BT: Array
+    targets_BT: Array
+    weights_BT: Array
+    segments_BT: Array
+    positions_BT: Array
 
 
-def rows_of(examples: Sequence[Sequence[Example]], length: int) -> Rows:
-    """Rows [B, T] of B lists of examples that fit; an empty list is a row of padding."""
+def rows_of(examples: Sequence[Sequence[Example]], length: int) -> Batch:
+    """NumPy rows of B lists of examples that fit; an empty list is a row of padding."""
     shape = (len(examples), length)
     names = ("tokens_BT", "targets_BT", "segments_BT", "positions_BT")
     zeros = {name: np.zeros(shape, np.int32) for name in names}
-    rows = Rows(**zeros, weights_BT=np.zeros(shape, np.float32))
+    rows = Batch(**zeros, weights_BT=np.zeros(shape, np.float32))
     for row, packed in enumerate(examples):
         start = 0
         for segment, one in enumerate(packed, 1):

@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 from gptoss_jax.training import objective, optimizer
-from gptoss_jax.training.packing import Rows
+from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.settings import Settings
 
 Params = dict[str, jax.Array]
@@ -72,9 +72,7 @@ class Trainer:
         """The network with these parameters."""
         return tree_unflatten(self._treedef, [params[path] for path in self.paths])
 
-    def train_step(
-        self, state: State, batches: objective.Batch, *, qat: bool
-    ) -> tuple[State, Metrics]:
+    def train_step(self, state: State, batches: Batch, *, qat: bool) -> tuple[State, Metrics]:
         """One update from microbatches [A, B, T].
 
         The gradient is that of the mean over all the trained tokens of all microbatches, however
@@ -105,11 +103,11 @@ class Trainer:
         shown = summary(metrics) | {"gradient_norm": norm, "learning_rate": rate}
         return State(params, new, state.step + 1), shown  # pyright: ignore[reportArgumentType]
 
-    def eval_step(self, params: Params, batch: objective.Batch, *, qat: bool) -> Metrics:
+    def eval_step(self, params: Params, batch: Batch, *, qat: bool) -> Metrics:
         """The batch's metrics as sums over its trained tokens; add those of batches together."""
         return _weighted(self._loss(params, batch, qat)[1])
 
-    def _loss(self, params: Params, batch: objective.Batch, qat: bool):
+    def _loss(self, params: Params, batch: Batch, qat: bool):
         return objective.loss(
             self.model(params),
             batch,
@@ -141,13 +139,9 @@ def summary(sums: Metrics) -> Metrics:
     return means | {"weight_sum": sums["weight_sum"]}
 
 
-def to_batch(rows: Rows, parts: int | None = None) -> objective.Batch:
-    """Rows on the device, [B, T], or [parts, B / parts, T]."""
-
-    def put(array):
-        return jnp.asarray(array if parts is None else array.reshape(parts, -1, array.shape[-1]))
-
-    return objective.Batch(**{name: put(array) for name, array in vars(rows).items()})
+def in_parts(batch: Batch, parts: int) -> Batch:
+    """Rows [B, T] as microbatches [parts, B / parts, T]."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, x.shape[-1]), batch)
 
 
 def compiled(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) -> Callable:

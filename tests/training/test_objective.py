@@ -10,6 +10,7 @@ import sample
 
 from gptoss_jax import mxfp4
 from gptoss_jax.training import objective, qat
+from gptoss_jax.training.packing import Batch
 
 CONFIG = sample.SHAPES["no_groups"]  # two layers: gradients take long to compile
 ROWS, LENGTH = 3, 40
@@ -23,14 +24,14 @@ def model():
 
 
 @functools.cache
-def batch() -> objective.Batch:
+def batch() -> Batch:
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, CONFIG.vocab_size, (2, ROWS, LENGTH), np.int32)
     real = np.arange(LENGTH)[None] < np.array([40, 33, 17])[:, None]
     weights = (rng.random((ROWS, LENGTH)) < 0.4) & real
     positions = np.where(real, np.arange(LENGTH), 0).astype(np.int32)
     arrays = (tokens, targets, weights.astype(np.float32), real.astype(np.int32), positions)
-    return objective.Batch(*map(jnp.asarray, arrays))
+    return Batch(*map(jnp.asarray, arrays))
 
 
 @functools.partial(jax.jit, static_argnames=("balance_coefficient", "qat"))

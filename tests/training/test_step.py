@@ -10,7 +10,7 @@ from gptoss_jax.training import settings
 from gptoss_jax.training.feed import Feed
 from gptoss_jax.training.optimizer import decays, optimizer, schedule
 from gptoss_jax.training.sources import open_sources
-from gptoss_jax.training.step import Trainer, compiled, to_batch
+from gptoss_jax.training.step import Trainer, compiled, in_parts
 
 
 def rates(config, steps):
@@ -42,8 +42,8 @@ def test_a_run_shorter_than_its_warm_up():
 
 
 @pytest.fixture
-def trainer(config):
-    return Trainer(config, settings.model_config(config, 400))
+def trainer(config, tokenizer):
+    return Trainer(config, settings.model_config(config, tokenizer.vocab_size))
 
 
 def test_matrices_decay_and_nothing_else(trainer):
@@ -100,7 +100,7 @@ def test_microbatches_give_the_gradient_of_the_whole(config, tokenizer, trainer)
     rows = Feed(source, rows=2, length=256, open_rows=2, seed=0).batch()
     rows.weights_BT[0, np.flatnonzero(rows.weights_BT[0])[2:]] = 0
     state = jax.jit(trainer.init)()
-    one, two = to_batch(rows, 1), to_batch(rows, 2)
+    one, two = in_parts(rows, 1), in_parts(rows, 2)
     assert two.weights_BT.sum((1, 2)).tolist() != [two.weights_BT.sum() / 2] * 2
 
     def step(state, batches):
