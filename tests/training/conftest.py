@@ -1,38 +1,18 @@
 """A tokenizer, chats and a config small enough to train on in seconds."""
 
 import json
+from pathlib import Path
 
 import pytest
-import sentencepiece
 
+import gptoss_jax.nano
 from gptoss_jax.text import load_tokenizer
 from gptoss_jax.training import settings
 
-SPECIALS = (
-    *("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>"),
-    *("<|start|>", "<|end|>", "<|message|>", "<|call|>", "<|endofprompt|>"),
-)
-CORPUS = [
-    "You are ChatGPT, a large language model trained by OpenAI. Knowledge cutoff: 2024-06",
-    "Reasoning: medium # Valid channels: analysis, commentary, final. Channel must be included",
-    "assistant user system developer analysis commentary final to=functions.get_weather json",
-]
-
 
 @pytest.fixture(scope="session")
-def tokenizer_path(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS * 4),
-        model_prefix=str(folder / "tiny"),
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        control_symbols=list(SPECIALS),
-        minloglevel=2,
-    )
-    return folder / "tiny.model"
+def tokenizer_path():
+    return Path(gptoss_jax.nano.__file__).parent / "tokenizer.model"
 
 
 @pytest.fixture(scope="session")

@@ -90,10 +90,10 @@ def whole(start, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def final_state(config_path):
+def final_state(config_path, tokenizer):
     def of(workdir):
         config = settings.load(config_path)
-        trainer = Trainer(config, settings.model_config(config, 400))
+        trainer = Trainer(config, settings.model_config(config, tokenizer.vocab_size))
         with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
             assert checkpoints.latest == STEPS
             return checkpoints.load(jax.eval_shape(trainer.init))
@@ -165,9 +165,9 @@ def scalars(data):
     return names
 
 
-def test_the_export_loads_with_its_tokenizer(whole):
+def test_the_export_loads_with_its_tokenizer(whole, tokenizer):
     model = load_model(whole[0] / "export")
-    assert model.config.vocab_size == 400
+    assert model.config.vocab_size == tokenizer.vocab_size
     assert len(list((whole[0] / "export").glob("*.model"))) == 1
 
 
