@@ -12,6 +12,7 @@ from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import StreamDecoder, Tokenizer
 from gptoss_jax.text.harmony import (
+    AssistantTurn,
     Delta,
     Event,
     HarmonyParser,
@@ -123,8 +124,8 @@ class Turn:
         return Completion(
             text=turn.content if self._parser else "".join(self._raw_text),
             reasoning=turn.reasoning,
-            messages=[_as_dict(message) for message in messages],
-            finish_reason=self._finish_reason(bool(turn.tool_calls)),
+            messages=[message_dict(message) for message in messages],
+            finish_reason=self._finish_reason(turn),
             usage={
                 "prompt_tokens": prompt_tokens,
                 "completion_tokens": self._generated,
@@ -133,10 +134,9 @@ class Turn:
             timings=_as_timings(self._generator.timings),
         )
 
-    def _finish_reason(self, calls_tool: bool) -> str:
-        if self._last_id in self._tokenizer.stop_ids:
-            return "tool_calls" if calls_tool else "stop"
-        return "interrupted" if self._interrupted else "length"
+    def _finish_reason(self, turn: AssistantTurn) -> str:
+        ended = ended_by(self._tokenizer, self._last_id, turn)
+        return ended or ("interrupted" if self._interrupted else "length")
 
 
 def _shown(events: Iterable[Event]) -> Iterator[tuple[str, str]]:
@@ -148,7 +148,15 @@ def _shown(events: Iterable[Event]) -> Iterator[tuple[str, str]]:
             yield "commentary" if commentary else channel, event.text
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
+def ended_by(tokenizer: Tokenizer, last_id: int | None, turn: AssistantTurn) -> str | None:
+    """How the model ended a turn itself: "tool_calls" or "stop"; None: it did not."""
+    if last_id not in tokenizer.stop_ids:
+        return None
+    return "tool_calls" if turn.tool_calls else "stop"
+
+
+def message_dict(message: Message) -> dict[str, Any]:
+    """A harmony message as `Completion.messages` has it, empty fields left out."""
     return {k: v for k, v in dataclasses.asdict(message).items() if v not in (None, False)}
 
 

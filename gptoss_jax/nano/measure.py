@@ -60,22 +60,16 @@ def answerer(model: "GptOss", tokenizer: "Tokenizer", *, temperature: float, see
 
 
 def _turn(tokenizer: "Tokenizer", tokens: list[int]) -> _Turn:
+    from gptoss_jax.inference.completion import ended_by, message_dict
     from gptoss_jax.text.harmony import HarmonyParser, to_turn
 
     parser = HarmonyParser(tokenizer)
     for token in tokens:
-        for _ in parser.push(token):
-            pass
-    for _ in parser.finish():
-        pass
+        parser.push(token)
+    parser.finish()
     turn = to_turn(parser.messages)
-    ended = bool(tokens) and tokens[-1] in tokenizer.stop_ids
-    reason = ("tool_calls" if turn.tool_calls else "stop") if ended else "length"
-    messages = [
-        {k: v for k, v in dataclasses.asdict(message).items() if v not in (None, False)}
-        for message in parser.messages
-    ]
-    return _Turn(turn.content, messages, reason)
+    reason = ended_by(tokenizer, tokens[-1] if tokens else None, turn) or "length"
+    return _Turn(turn.content, [message_dict(m) for m in parser.messages], reason)
 
 
 def report(scores: Sequence[Score], sampled: Sequence[Score], command: str) -> str:

@@ -1,0 +1,73 @@
+"""What measures nano: turns from tokens, and the table in the model card."""
+
+from pathlib import Path
+
+import pytest
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.nano import measure
+from gptoss_jax.text import load_tokenizer
+from gptoss_jax.text.harmony import render_conversation
+from gptoss_jax.text.tokenizer import RETURN
+from gptoss_jax.training.examples import example
+from gptoss_jax.training.tasks import problem
+from gptoss_jax.training.tasks.evaluation import Score, evaluate
+
+TOKENIZER = load_tokenizer(Path(measure.__file__).parent)
+
+
+def reference(one) -> list[int]:
+    """The tokens a model that knows the answer would make, up to where it stops."""
+    rendered = example(TOKENIZER, one.conversation(), ("analysis", "final", "calls"))
+    return rendered.ids_S[len(render_conversation(TOKENIZER, one.prompt())) :].tolist()
+
+
+def thoughtless(one) -> list[int]:
+    """A turn that ends without an answer."""
+    return [*reference(one)[:6], TOKENIZER.token_id(RETURN)]
+
+
+def other(one) -> list[int]:
+    """A turn that answers another problem."""
+    return reference(problem("sort", 5, 0, "test"))
+
+
+@pytest.mark.parametrize(
+    ("model", "right", "malformed"), [(reference, 20, 0), (other, 0, 0), (thoughtless, 0, 20)]
+)
+def test_turns_are_graded_from_their_tokens(model, right, malformed):
+    def answer(problems):
+        return [measure._turn(TOKENIZER, model(one)) for one in problems]
+
+    (score,) = evaluate(answer, ["addition"], 20)
+    assert score == Score("addition", 20, right, 20, malformed)
+
+
+def test_a_turn_that_was_cut_off_is_neither_right_nor_malformed():
+    def answer(problems):
+        return [measure._turn(TOKENIZER, reference(one)[:-1]) for one in problems]
+
+    (score,) = evaluate(answer, ["addition"], 5)
+    assert (score.right, score.malformed) == (0, 0)
+
+
+def test_the_report_goes_between_the_marks_of_the_card(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("before\n<!-- skills: begin -->\nold\n<!-- skills: end -->\nafter\n")
+    scores = [Score("addition", 200, 190, 200, 0)]
+    text = measure.report(scores, [Score("addition", 100, 80, 100, 3)], "the command")
+    measure.into_card(card, text)
+    measure.into_card(card, text)  # again: replaced, not added to
+    shown = card.read_text()
+    assert shown.startswith("before\n<!-- skills: begin -->\n| skill")
+    assert shown.endswith("<!-- skills: end -->\nafter\n")
+    assert shown.count("| addition | 200 | 95.0% | 0 of 200 |") == 1
+    assert "3 of 100 turns were malformed. Measured by `the command`" in shown
+    assert "old" not in shown
+
+
+def test_a_card_without_marks_is_refused(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("nothing here")
+    with pytest.raises(UserError, match="skills: begin"):
+        measure.into_card(card, "text")
