@@ -6,8 +6,8 @@ import pytest
 from gptoss_jax.checkpoint import load_model, save_model
 from gptoss_jax.model.config import to_hf_json
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="needs the oracle extra")
+transformers = pytest.importorskip("transformers", reason="needs the oracle extra")
 
 
 @pytest.fixture(params=["bfloat16", "float32"])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import sample
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
+pytest.importorskip("torch", reason="needs the oracle extra")
+pytest.importorskip("transformers", reason="needs the oracle extra")
 import oracle
 
 # The project's bounds in float32 are 1e-4 of the logits' range and a KL of 2e-7. Measured: 1.1e-6

@@ -155,8 +155,8 @@ def test_rope_scaling_adds_to_rope_parameters(tmp_path):
 
 @pytest.mark.parametrize("name", ["small", *sample.SHAPES])
 def test_what_transformers_writes(tmp_path, name):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="needs the oracle extra")
+    pytest.importorskip("transformers", reason="needs the oracle extra")
     import oracle  # noqa: PLC0415 - needs torch and transformers
 
     config = SMALL if name == "small" else sample.SHAPES[name]
@@ -165,7 +165,7 @@ def test_what_transformers_writes(tmp_path, name):
 
 
 def test_transformers_reads_what_we_write(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the oracle extra")
     write(tmp_path / "config.json", to_hf_json(SMALL, packed_experts=False))
     theirs = transformers.GptOssConfig.from_pretrained(tmp_path)
     theirs.save_pretrained(tmp_path / "again")

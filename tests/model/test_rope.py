@@ -73,8 +73,8 @@ CONFIGS = {"published": PUBLISHED, "truncated": TRUNCATED, "factor_1": PLAIN, **
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_against_transformers(name):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason="needs the oracle extra")
+    pytest.importorskip("transformers", reason="needs the oracle extra")
     import oracle  # noqa: PLC0415 - needs torch and transformers
     from transformers.models.gpt_oss import modeling_gpt_oss  # noqa: PLC0415 - may be missing
 

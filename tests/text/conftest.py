@@ -115,7 +115,7 @@ def make_goldens(oracle):
 @pytest.fixture(scope="session")
 def oracle(tmp_path_factory):
     """openai-harmony's encoding, offline. Skipped only where the library is not installed."""
-    openai_harmony = pytest.importorskip("openai_harmony")
+    openai_harmony = pytest.importorskip("openai_harmony", reason="needs the oracle extra")
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "o200k_base.tiktoken").write_bytes(gzip.decompress(RANKS_FILE.read_bytes()))
     with pytest.MonkeyPatch.context() as patch:

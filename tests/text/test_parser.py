@@ -223,7 +223,7 @@ def test_well_formed_output_is_not_flagged(output, o200k, ids):
 
 def test_openai_harmony_fails_where_this_parser_does_not(oracle, ids):
     """The table would prove little if the reference read it all."""
-    openai_harmony = pytest.importorskip("openai_harmony")
+    openai_harmony = pytest.importorskip("openai_harmony", reason="needs the oracle extra")
 
     def fails(output):
         try:
