@@ -1,4 +1,4 @@
-"""nano: a whole gpt-oss of 3.8 million parameters (and its tables) for two CPU cores.
+"""nano: a whole gpt-oss of 4.0 million parameters for two CPU cores.
 
 Nothing of the architecture is left out: top-2 of 8 experts in MXFP4, sinks, sliding and full
 layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generated problems.
