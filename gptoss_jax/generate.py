@@ -6,11 +6,11 @@ import json
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
 from gptoss_jax.errors import UserError
+from gptoss_jax.loading import checkpoint_directory, default_temperature, find_tokenizer
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptoss_jax.text import Tokenizer
 
 _EXAMPLES = [
+    '"What is 347 + 586?"',
     '--checkpoint ~/gpt-oss-20b "Why is the sky blue?"',
     "--checkpoint ~/gpt-oss-20b --reasoning-effort high --show-reasoning - < question.txt",
 ]
@@ -30,7 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("Model")
     model.add_argument(
-        "--checkpoint", metavar="DIR", required=True, help="a checkpoint in any published layout"
+        "--checkpoint",
+        metavar="DIR",
+        default="nano",
+        help="a checkpoint in any published layout; without one, the packaged nano answers",
     )
     model.add_argument("--tokenizer", metavar="FILE|DIR", help="instead of the checkpoint's own")
     model.add_argument(
@@ -49,7 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("Sampling")
     fraction = cli.number(float, 0, 1)
     sampling.add_argument("--max-tokens", type=cli.number(int, 1), default=4096, metavar="N")
-    sampling.add_argument("--temperature", type=cli.number(float, 0), default=1.0, metavar="X")
+    sampling.add_argument(
+        "--temperature",
+        type=cli.number(float, 0),
+        metavar="X",
+        help="0: greedy; without it what the checkpoint's generation_config.json asks for, else 1",
+    )
     sampling.add_argument("--top-p", type=cli.number(float, 1e-6, 1), default=1.0, metavar="P")
     sampling.add_argument("--top-k", type=cli.number(int, 0, 2**31 - 1), default=0, metavar="K")
     sampling.add_argument("--min-p", type=fraction, default=0.0, metavar="P")
@@ -89,6 +98,9 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         raise UserError("--raw continues the prompt as it is; leave out --system and --developer")
     text = _read_prompt(arguments)
     tokenizer, config = _tokenizer(arguments)
+    temperature = arguments.temperature
+    if temperature is None:
+        temperature = default_temperature(arguments.checkpoint)
     import jax.numpy as jnp
 
     from gptoss_jax.checkpoint.load import load_model
@@ -106,7 +118,7 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype))
     sampling = Sampling.same(
         1,
-        temperature=arguments.temperature,
+        temperature=temperature,
         top_p=arguments.top_p,
         top_k=arguments.top_k,
         min_p=arguments.min_p,
@@ -119,10 +131,10 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
 
 
 def _tokenizer(arguments: argparse.Namespace) -> "tuple[Tokenizer, Config]":
-    from gptoss_jax.loading import find_tokenizer
     from gptoss_jax.model.config import check_directory, read_config
 
-    check_directory(Path(arguments.checkpoint))
+    arguments.checkpoint = checkpoint_directory(arguments.checkpoint)
+    check_directory(arguments.checkpoint)
     config = read_config(arguments.checkpoint)
     tokenizer = find_tokenizer(arguments.checkpoint, config.vocab_size, arguments.tokenizer)
     if tokenizer is None:

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from gptoss_jax.text import Tokenizer
 
 DTYPES = ("bfloat16", "float32")
+NANO = "nano"
+
+
+def checkpoint_directory(path: str | Path) -> Path:
+    """The directory a path names: "nano" the model in this package, `~` the user's home."""
+    return Path(__file__).parent / "nano" if path == NANO else Path(path).expanduser()
 
 
 def load(
@@ -21,7 +27,7 @@ def load(
     """Loads a checkpoint of any published layout.
 
     Args:
-      path: the directory.
+      path: the directory, or "nano" for the tiny model in this package.
       dtype: what activations are computed in, "bfloat16" or "float32". Weights keep theirs.
       mesh: every parameter is replicated over it; call the model within `jax.set_mesh(mesh)`. None:
         the first device.
@@ -41,8 +47,27 @@ def load(
 
     from gptoss_jax.checkpoint.load import load_model
 
+    path = checkpoint_directory(path)
     model = load_model(path, dtype=jnp.dtype(dtype), mesh=mesh)
     return model, find_tokenizer(path, model.config.vocab_size)
+
+
+def default_temperature(directory: Path) -> float:
+    """What a checkpoint's generation_config.json asks for: 0 for greedy, 1 if it says nothing.
+
+    Raises:
+      UserError: the file holds no JSON object, or no temperature.
+    """
+    from gptoss_jax.model.config import read_json_object
+
+    file = directory / "generation_config.json"
+    asked = read_json_object(file) if file.is_file() else {}
+    if asked.get("do_sample") is False:
+        return 0.0
+    temperature = asked.get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0 <= temperature < float("inf"):
+        raise UserError(f"{file}: key 'temperature': {temperature!r} is no number from 0")
+    return float(temperature)
 
 
 def find_tokenizer(

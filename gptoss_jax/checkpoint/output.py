@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ _ORIGINAL_SINGLE_BYTES = 16_000_000_000
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _COPIED += ("chat_template.jinja", "generation_config.json", "*.model")
 
-# The published file; 200002 return, 200012 call and 199999 endoftext end an answer.
-GENERATION_CONFIG = {
-    "bos_token_id": 199_998,
-    "do_sample": True,
-    "eos_token_id": [200_002, 199_999, 200_012],
-    "pad_token_id": 199_999,
+GENERATION_FILE = "generation_config.json"
+# o200k_harmony's ids of what `generation_config` asks for.
+_O200K = {
+    "<|startoftext|>": 199_998,
+    "<|endoftext|>": 199_999,
+    "<|return|>": 200_002,
+    "<|call|>": 200_012,
 }
 
 Chunks = Callable[[Tensor], Iterable[np.ndarray]]
@@ -110,10 +111,22 @@ def write_rest(directory: Path, config: dict[str, Any], source: Path | None) -> 
         for pattern in _COPIED:
             for file in sorted(source.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
-    generation = directory / "generation_config.json"
+    generation = directory / GENERATION_FILE
     if not generation.exists():
-        write_json(generation, GENERATION_CONFIG)
+        write_json(generation, generation_config(_O200K))
     write_json(directory / "config.json", config)
+
+
+def generation_config(ids: Mapping[str, int]) -> dict[str, Any]:
+    """The published file for a tokenizer: return, endoftext and call end an answer.
+
+    Args:
+      ids: of the special tokens; what the tokenizer has none of is left out.
+    """
+    stops = [ids[stop] for stop in ("<|return|>", "<|endoftext|>", "<|call|>") if stop in ids]
+    names = {"bos_token_id": "<|startoftext|>", "pad_token_id": "<|endoftext|>"}
+    single = {key: ids[name] for key, name in names.items() if name in ids}
+    return dict(sorted({**single, "do_sample": True, "eos_token_id": stops}.items()))
 
 
 def hf_config(config: Config, *, packed_experts: bool, dtype: str) -> dict[str, Any]:

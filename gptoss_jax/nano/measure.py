@@ -1,7 +1,8 @@
 """Measures a checkpoint on nano's skills: `python -m gptoss_jax.nano.measure DIR`.
 
-Held-out problems, greedy, on the packed weights; beside them how many turns at temperature 1.0 are
-no harmony. Prints a Markdown table, or with --card writes it into the model card.
+Held-out problems, greedy, on the packed weights; beside them, with --run, the same on the master
+weights they were packed from; and how many turns at temperature 1.0 are no harmony. Prints a
+Markdown table, and with --card writes it into the model card.
 """
 
 import argparse
@@ -72,12 +73,21 @@ def _turn(tokenizer: "Tokenizer", tokens: list[int]) -> _Turn:
     return _Turn(turn.content, [message_dict(m) for m in parser.messages], reason)
 
 
-def report(scores: Sequence[Score], sampled: Sequence[Score], command: str) -> str:
-    """The table, the malformed turns at temperature 1.0, and the command that measured both."""
+def report(
+    scores: Sequence[Score], master: Sequence[Score], sampled: Sequence[Score], command: str
+) -> str:
+    """The table, the malformed turns at temperature 1.0, and the command that measured both.
+
+    Args:
+      scores: of the packed weights, greedy.
+      master: of the weights before they were packed, or none.
+      sampled: of the packed weights at temperature 1.0.
+      command: as it was typed.
+    """
     turns, malformed = (sum(getattr(s, k) for s in sampled) for k in ("turns", "malformed"))
     return (
-        f"{table(scores)}\n\nAt temperature 1.0, {malformed} of {turns} turns were malformed. "
-        f"Measured by `{command}`.\n"
+        f"{table(scores, master)}\n\nAt temperature 1.0, {malformed} of {turns} turns were "
+        f"malformed. Measured by `{command}`.\n"
     )
 
 
@@ -96,27 +106,41 @@ def into_card(card: Path, text: str) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = cli.parser("nano.measure", "Measures nano's skills.", ["runs/nano/export"])
+    parser = cli.parser(
+        "nano.measure", "Measures nano's skills.", ["nano", "runs/nano/export --run runs/nano"]
+    )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
     parser.add_argument("--skills", nargs="+", choices=SKILLS, default=list(SKILLS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")
     parser.add_argument("--card", type=Path, help="a model card to write the table into")
     return parser.parse_args()
 
 
+def _command(arguments: argparse.Namespace) -> str:
+    run = " --run RUN" if arguments.run else ""
+    return f"python -m gptoss_jax.nano.measure DIR{run} --count {arguments.count}"
+
+
 def _main(arguments: argparse.Namespace) -> None:
     from gptoss_jax.loading import load
+    from gptoss_jax.training.export import master_model
 
     model, tokenizer = load(arguments.checkpoint, dtype=arguments.dtype)
     if tokenizer is None:
         raise UserError(f"{arguments.checkpoint}: has no tokenizer")
-    scores, sampled = (
-        evaluate(answerer(model, tokenizer, temperature=t, seed=1), arguments.skills, count)
-        for t, count in ((0.0, arguments.count), (1.0, max(1, arguments.count // 2)))
-    )
-    command = f"python -m gptoss_jax.nano.measure DIR --count {arguments.count}"
-    text = report(scores, sampled, command)
+
+    def measured(which: "GptOss", temperature: float, count: int) -> list[Score]:
+        answer = answerer(which, tokenizer, temperature=temperature, seed=1)
+        return evaluate(answer, arguments.skills, count)
+
+    scores, master = measured(model, 0.0, arguments.count), []
+    if arguments.run:
+        unpacked = master_model(arguments.run, model.config)
+        master = measured(unpacked, 0.0, arguments.count)
+    sampled = measured(model, 1.0, max(1, arguments.count // 2))
+    text = report(scores, master, sampled, _command(arguments))
     print(text)
     if arguments.card:
         into_card(arguments.card, text)

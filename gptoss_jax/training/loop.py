@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import Config
 from gptoss_jax.training import speed
@@ -23,7 +24,7 @@ from gptoss_jax.training.feed import Feed, one_pass
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.settings import Settings
-from gptoss_jax.training.sources import Source, Sources
+from gptoss_jax.training.sources import Sources
 from gptoss_jax.training.step import Trainer, compiled, in_parts, summary
 
 
@@ -44,17 +45,18 @@ def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> Non
     directory = RunDirectory(workdir, config, jax.devices()[0].device_kind)
     if directory.changed:
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
-    with _stop_signal() as stopping:
-        with (
-            contextlib.closing(directory),
-            Checkpoints(workdir / "checkpoints", config.keep) as kept,
-        ):
-            loop = _Loop(config, sizes, sources, directory, kept)
-            loop.begin()
-            finished = loop.steps(stopping)
-        if finished:
-            export(loop.trainer.model(loop.state.params), workdir / "export", config.tokenizer)
-            _say(f"done after {config.steps} steps; packed checkpoint in {workdir / 'export'}")
+    with (
+        _stop_signal() as stopping,
+        contextlib.closing(directory),
+        Checkpoints(workdir / "checkpoints", config.keep) as kept,
+    ):
+        loop = _Loop(config, sizes, sources, directory, kept)
+        loop.begin()
+        if loop.steps(stopping):
+            packed = workdir / "export"
+            export(loop.trainer.model(loop.state.params), packed, config.tokenizer)
+            loop.compare(packed)
+            _say(f"done after {config.steps} steps; packed checkpoint in {packed}")
     for split, source in (("training", sources.train), ("validation", sources.validation)):
         if source is not None and source.skipped:
             _say(f"left out {source.skipped} bad examples of the {split} data")
@@ -126,6 +128,20 @@ class _Loop:
                 return False
         return True
 
+    def compare(self, packed: Path) -> None:
+        """Reports what packing costs: the master weights' validation beside the export's."""
+        if self._validation is None:
+            return
+        model = load_model(packed, dtype=np.dtype(self._config.dtype), progress=False)
+        before = self._validate("before packing", self.trainer.eval_step, self.state.params)
+        after = self._validate("after packing", self.trainer.eval_model, model)
+        if before and after:
+            _say(
+                f"packing: validation accuracy {100 * before['accuracy']:.2f} % before, "
+                f"{100 * after['accuracy']:.2f} % after; loss {before['loss']:.4f} before, "
+                f"{after['loss']:.4f} after"
+            )
+
     def _dispatch(self, rows: Batch) -> Any:
         qat = 0 <= self._config.qat_start <= self._done
         batch = in_parts(rows, self._config.accumulation)
@@ -178,15 +194,8 @@ class _Loop:
             return self._directory.plot()
         began = time.perf_counter()
         qat = 0 <= self._config.qat_start < self._done
-        sums = None
-        for rows in self._validation_rows(self._validation):
-            arguments = (self.state.params, rows)
-            program = self._program("evaluation", qat, self.trainer.eval_step, arguments)
-            new = program(*arguments)
-            sums = new if sums is None else jax.tree.map(np.add, sums, jax.device_get(new))
-        if sums is not None:
-            metrics = summary(sums)
-            self._directory.record(self._done, "validation", metrics)
+        metrics = self._validate("validation", self.trainer.eval_step, self.state.params, qat)
+        if metrics:
             _say(
                 f"step {self._done} validation loss {metrics['loss']:.4f} accuracy "
                 f"{100 * metrics['accuracy']:.2f} %"
@@ -194,10 +203,25 @@ class _Loop:
         self._directory.plot()
         self._meter.pause(time.perf_counter() - began)
 
-    def _validation_rows(self, source: Source) -> Iterator[Batch]:
+    def _validate(
+        self, name: str, step: Callable, weights: Any, qat: bool = False
+    ) -> dict[str, Any] | None:
+        """Records and gives the metrics of the validation data, None where it has no batch."""
+        sums = None
+        for rows in self._validation_rows():
+            new = self._program(name, qat, step, (weights, rows))(weights, rows)
+            sums = new if sums is None else jax.tree.map(np.add, sums, jax.device_get(new))
+        if sums is None:
+            return None
+        metrics = summary(sums)
+        self._directory.record(self._done, name, metrics)
+        return metrics
+
+    def _validation_rows(self) -> Iterator[Batch]:
         config = self._config
+        assert self._validation is not None
         return one_pass(
-            source,
+            self._validation,
             rows=config.batch_size // config.accumulation,
             length=config.data.sequence_length,
             batches=config.eval_batches,

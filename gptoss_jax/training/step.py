@@ -105,11 +105,18 @@ class Trainer:
 
     def eval_step(self, params: Params, batch: Batch, *, qat: bool) -> Metrics:
         """The batch's metrics as sums over its trained tokens; add those of batches together."""
-        return _weighted(self._loss(params, batch, qat)[1])
+        return self.eval_model(self.model(params), batch, qat=qat)
+
+    def eval_model(self, model: GptOss, batch: Batch, *, qat: bool = False) -> Metrics:
+        """As `eval_step` of any model of these sizes; packed experts are used as they are."""
+        return _weighted(self._model_loss(model, batch, qat)[1])
 
     def _loss(self, params: Params, batch: Batch, qat: bool):
+        return self._model_loss(self.model(params), batch, qat)
+
+    def _model_loss(self, model: GptOss, batch: Batch, qat: bool):
         return objective.loss(
-            self.model(params),
+            model,
             batch,
             balance_coefficient=self.config.balance_coefficient,
             qat=qat,

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gptoss_jax.checkpoint import load_model, progress, write_synthetic
-from gptoss_jax.checkpoint.output import GENERATION_CONFIG
+from gptoss_jax.checkpoint.output import GENERATION_FILE
 from gptoss_jax.checkpoint.synthetic import resize
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import PRESETS, read_config
@@ -27,7 +27,12 @@ def test_bytes_depend_on_the_seed_alone(config, published, tmp_path, monkeypatch
 
 def test_config_and_generation_config(config, published):
     assert read_config(published) == config
-    assert json.loads((published / "generation_config.json").read_text()) == GENERATION_CONFIG
+    assert json.loads((published / GENERATION_FILE).read_text()) == {
+        "bos_token_id": 199998,
+        "do_sample": True,
+        "eos_token_id": [200002, 199999, 200012],
+        "pad_token_id": 199999,
+    }
 
 
 def test_layers(config):

@@ -55,7 +55,7 @@ def test_the_report_goes_between_the_marks_of_the_card(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("before\n<!-- skills: begin -->\nold\n<!-- skills: end -->\nafter\n")
     scores = [Score("addition", 200, 190, 200, 0)]
-    text = measure.report(scores, [Score("addition", 100, 80, 100, 3)], "the command")
+    text = measure.report(scores, [], [Score("addition", 100, 80, 100, 3)], "the command")
     measure.into_card(card, text)
     measure.into_card(card, text)  # again: replaced, not added to
     shown = card.read_text()
@@ -64,6 +64,13 @@ def test_the_report_goes_between_the_marks_of_the_card(tmp_path):
     assert shown.count("| addition | 200 | 95.0% | 0 of 200 |") == 1
     assert "3 of 100 turns were malformed. Measured by `the command`" in shown
     assert "old" not in shown
+
+
+def test_what_packing_costs_has_a_column_of_its_own():
+    packed, master = Score("addition", 200, 190, 200, 0), Score("addition", 200, 191, 200, 5)
+    shown = measure.report([packed], [master], [packed], "the command")
+    assert shown.startswith("| skill | problems | exact | exact before packing | malformed turns |")
+    assert "| addition | 200 | 95.0% | 95.5% | 0 of 200 |" in shown
 
 
 def test_a_card_without_marks_is_refused(tmp_path):

@@ -71,12 +71,19 @@ def evaluate(
     return [_evaluate_one(answer, skill, count, seed, split) for skill in skills]
 
 
-def table(scores: Iterable[Score]) -> str:
-    """The scores as a Markdown table."""
-    lines = ["| skill | problems | exact | malformed turns |", "|---|---:|---:|---:|"]
-    for score in scores:
+def table(scores: Sequence[Score], before: Sequence[Score] = ()) -> str:
+    """The scores as a Markdown table.
+
+    Args:
+      scores: one a skill.
+      before: of the same skills before packing, for a column of their own; or none.
+    """
+    head, rule = ("| exact before packing ", "|---:") if before else ("", "")
+    lines = [f"| skill | problems | exact {head}| malformed turns |", f"|---|---:|---:{rule}|---:|"]
+    for i, score in enumerate(scores):
+        exact = f"{score.exact:.1%}" + (f" | {before[i].exact:.1%}" if before else "")
         malformed = f"{score.malformed} of {score.turns}"
-        lines.append(f"| {score.skill} | {score.problems} | {score.exact:.1%} | {malformed} |")
+        lines.append(f"| {score.skill} | {score.problems} | {exact} | {malformed} |")
     return "\n".join(lines)
 
 
