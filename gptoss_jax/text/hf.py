@@ -38,8 +38,9 @@ class HFTokenizer(Tokenizer):
         special = {i: t.content for i, t in added.items() if t.special or looks_special(t.content)}
         reserved = {i for i, literal in special.items() if RESERVED.fullmatch(literal)}
         table = _byte_table(inner, {i: t.content for i, t in added.items()})
-        for token_id in reserved:
-            table[token_id] = None
+        unknown = inner.token_to_id(getattr(inner.model, "unk_token", None) or "")
+        for token_id in reserved if unknown is None else reserved | {unknown}:
+            table[token_id] = None  # stands for no text
         specials = {x: i for i, x in special.items() if i not in reserved}
         super().__init__(name, table, specials, reserved)
         # Added tokens not marked special are matched in any text, whatever the setting above.

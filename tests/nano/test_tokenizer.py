@@ -1,5 +1,6 @@
 """nano's tokenizer: exact on any text, reproducible, and frugal with what nano reads and writes."""
 
+import json
 import re
 import statistics
 
@@ -54,6 +55,23 @@ def pieces_of(tokenizer, text):
 
 def test_rebuilding_gives_the_same_bytes():
     assert build_tokenizer.build() == build_tokenizer.PATH.read_bytes()
+
+
+def test_rebuilding_for_hugging_face_gives_the_same_text():
+    assert build_tokenizer.build_hf() == build_tokenizer.HF_PATH.read_text()
+    kept = json.loads(build_tokenizer.HF_CONFIG_PATH.read_text())
+    assert build_tokenizer.build_hf_config() == kept
+
+
+@hypothesis.given(text=NASTY)
+@hypothesis.example("  two  spaces \n\t ends ")
+@hypothesis.example("".join(SPECIALS))
+def test_hugging_face_has_the_same_tokens(tokenizer, text):
+    other = load_tokenizer(build_tokenizer.HF_PATH)
+    ids = tokenizer.encode(text)
+    assert other.encode(text) == ids
+    assert other.decode(ids) == tokenizer.decode(ids)
+    assert other.specials == tokenizer.specials
 
 
 def test_the_directory_has_it(tokenizer):
