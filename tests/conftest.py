@@ -4,13 +4,17 @@ Warnings are errors by `filterwarnings` in pyproject.toml. Torch and transformer
 import; only the modules that compare with them do so, and they skip where those are missing.
 """
 
+import gzip
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 from hypothesis import settings
+
+from gptoss_jax.text.o200k import RANKS_FILE
 
 # More devices than one, so that nothing assumes a single one.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -21,3 +25,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # the same examples every time, so that a failure elsewhere can be repeated here.
 settings.register_profile("gptoss", deadline=None, derandomize=True)
 settings.load_profile("gptoss")
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory):
+    """openai-harmony's encoding, offline. Skipped only where the library is not installed."""
+    openai_harmony = pytest.importorskip("openai_harmony", reason="needs the oracle extra")
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "o200k_base.tiktoken").write_bytes(gzip.decompress(RANKS_FILE.read_bytes()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(folder))
+        return openai_harmony.load_harmony_encoding("HarmonyGptOss")

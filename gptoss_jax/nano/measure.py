@@ -28,8 +28,9 @@ _BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
 
 @dataclasses.dataclass(frozen=True)
 class _Turn:
-    """What `evaluation.Answer` asks for."""
+    """What `evaluation.Answer` asks for, and the tokens it came from."""
 
+    tokens: list[int]
     text: str
     messages: list[dict]
     finish_reason: str
@@ -70,7 +71,7 @@ def _turn(tokenizer: "Tokenizer", tokens: list[int]) -> _Turn:
     parser.finish()
     turn = to_turn(parser.messages)
     reason = ended_by(tokenizer, tokens[-1] if tokens else None, turn) or "length"
-    return _Turn(turn.content, [message_dict(m) for m in parser.messages], reason)
+    return _Turn(tokens, turn.content, [message_dict(m) for m in parser.messages], reason)
 
 
 def report(

@@ -1,6 +1,5 @@
 """Fixtures of the text tests: three small or packaged tokenizers, and openai-harmony as oracle."""
 
-import gzip
 import importlib.util
 import json
 import re
@@ -19,7 +18,6 @@ from gptoss_jax.text.harmony import (
     developer_message,
     system_message,
 )
-from gptoss_jax.text.o200k import RANKS_FILE
 
 GOLDENS = Path(__file__).parent / "goldens"
 SPECIALS = (
@@ -110,17 +108,6 @@ def make_goldens(oracle):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def oracle(tmp_path_factory):
-    """openai-harmony's encoding, offline. Skipped only where the library is not installed."""
-    openai_harmony = pytest.importorskip("openai_harmony", reason="needs the oracle extra")
-    folder = tmp_path_factory.mktemp("ranks")
-    (folder / "o200k_base.tiktoken").write_bytes(gzip.decompress(RANKS_FILE.read_bytes()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_ENCODINGS_BASE", str(folder))
-        return openai_harmony.load_harmony_encoding("HarmonyGptOss")
 
 
 @pytest.fixture(scope="session")
