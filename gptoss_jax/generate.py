@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
 from gptoss_jax.errors import UserError
-from gptoss_jax.loading import checkpoint_directory, default_temperature, find_tokenizer
+from gptoss_jax.loading import (
+    checkpoint_directory,
+    choose_mesh,
+    default_temperature,
+    find_tokenizer,
+)
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
@@ -42,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["bfloat16", "float32"],
         default="bfloat16",
         help="what activations are computed in (%(default)s)",
+    )
+    parallelism = parser.add_argument_group("Parallelism")
+    parallelism.add_argument(
+        "--mesh",
+        metavar="AXIS=N,…",
+        help="as expert=4,tensor=2; without it all devices, chosen by the model's sizes",
     )
     prompt = parser.add_argument_group("Prompt")
     prompt.add_argument("prompt", metavar="PROMPT|-", nargs="?", help="-: read standard input")
@@ -115,7 +126,8 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         messages = [{"role": role, "content": said} for role, said in roles.items() if said]
         prompt = completion.render_chat(tokenizer, messages, arguments.reasoning_effort)
     check_prompts(config, [prompt], arguments.max_tokens)
-    model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype))
+    mesh = choose_mesh(config, arguments.mesh)
+    model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype), mesh=mesh)
     sampling = Sampling.same(
         1,
         temperature=temperature,

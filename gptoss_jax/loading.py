@@ -1,14 +1,16 @@
 """`load`: a checkpoint directory to a model and its tokenizer."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax.errors import UserError
-from gptoss_jax.text import o200k_harmony, tokenizer_for
+from gptoss_jax.text import O200K_VOCAB_SIZE, has_tokenizer, o200k_harmony, tokenizer_for
 
 if TYPE_CHECKING:
     import jax
 
+    from gptoss_jax.model.config import Config
     from gptoss_jax.model.transformer import GptOss
     from gptoss_jax.text import Tokenizer
 
@@ -29,8 +31,8 @@ def load(
     Args:
       path: the directory, or "nano" for the tiny model in this package.
       dtype: what activations are computed in, "bfloat16" or "float32". Weights keep theirs.
-      mesh: every parameter is replicated over it; call the model within `jax.set_mesh(mesh)`. None:
-        the first device.
+      mesh: of `sharding.make_mesh`; the parameters are split over it for `complete`, `Generator`
+        (a bare `model(tokens)` then belongs inside a shard_map). None: the first device.
 
     Returns:
       (model, tokenizer); the directory's own tokenizer, else o200k_harmony where the vocabulary is
@@ -50,6 +52,34 @@ def load(
     path = checkpoint_directory(path)
     model = load_model(path, dtype=jnp.dtype(dtype), mesh=mesh)
     return model, find_tokenizer(path, model.config.vocab_size)
+
+
+def choose_mesh(config: "Config", asked: str | None) -> "jax.sharding.Mesh | None":
+    """The mesh of `--mesh`, else one of all devices; what was chosen unasked is said on stderr.
+
+    Args:
+      config: the network.
+      asked: the flag's text, None where it was not given.
+
+    Returns:
+      None where one device is all there is, or asked for.
+
+    Raises:
+      UserError: the text is no mesh, or not one the network divides by.
+    """
+    import jax
+
+    from gptoss_jax import sharding
+
+    devices = jax.devices()
+    if asked is None:
+        shape = sharding.default_shape(config, len(devices))
+        if shape:
+            print(f"mesh {sharding.describe(shape)}; choose with --mesh", file=sys.stderr)
+    else:
+        shape = sharding.parse(asked)
+    mesh = sharding.make_mesh(config, shape, devices)
+    return mesh if mesh.size > 1 else None
 
 
 def default_temperature(directory: Path) -> float:
@@ -83,6 +113,6 @@ def find_tokenizer(
     Raises:
       TokenizerError: what is there is no tokenizer.
     """
-    tokenizer = tokenizer_for(path, override)
-    packaged = o200k_harmony()
-    return None if tokenizer is packaged and vocab_size != packaged.vocab_size else tokenizer
+    if override is not None or has_tokenizer(path):
+        return tokenizer_for(path, override)
+    return o200k_harmony() if vocab_size == O200K_VOCAB_SIZE else None

@@ -89,7 +89,6 @@ def test_python_gives_the_same_turn(checkpoint):
     ("words", "code", "message"),
     [
         (["--checkpoint", "/nowhere", "Hi"], 1, "/nowhere"),
-        (["Hi"], 2, "--checkpoint"),
         (["--checkpoint", "/nowhere"], 2, "no prompt"),
         (["--checkpoint", "/nowhere", "--top-p", "1.5", "Hi"], 2, "--top-p"),
         (["--checkpoint", "/nowhere", "--top-p", "0", "Hi"], 2, "--top-p"),

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptoss_jax.inference import decode as device
+from gptoss_jax.inference.decode import Rules
+from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
@@ -48,26 +49,26 @@ def measure(preset: Config, prompt: int, dtype: str, repeats: int = 5) -> dict[s
       {"decode_ms", "prefill_ms"}, a layer and token.
     """
     model = _random_model(small(preset), dtype)
-    rules = device.Rules(
+    rules = Rules(
         Sampling.same(1, temperature=0.0),
         jnp.zeros((VOCAB,), bool),
         jnp.zeros((VOCAB,), bool),
         jnp.full((1,), 2**30, jnp.int32),
     )
-    platform = jax.default_backend()
+    programs = Programs(model, None)
+    start = programs.start(1, prompt + 512, jax.default_backend())
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (1, prompt)), jnp.int32)
     added = jnp.full((1,), prompt, jnp.int32)
 
     def prefill():
-        empty = device.start(model, 1, prompt + 512, platform)
-        return jax.block_until_ready(device.prefill(model, tokens, added, empty, rules))
+        return jax.block_until_ready(programs.prefill(model, tokens, added, start(), rules))[0]
 
     state = prefill()
     steps = 16
 
     def decode():
         nonlocal state
-        state, out = device.decode(model, state, rules, jnp.int32(steps), most=steps)
+        state, out, _ = programs.decode(model, state, rules, jnp.int32(steps))
         jax.block_until_ready(out)
 
     return {

@@ -1,21 +1,22 @@
 """Reads a checkpoint of any layout into a model, streaming."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import NamedSharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 from gptoss_jax.checkpoint import orbax_dir
 from gptoss_jax.checkpoint.directory import is_orbax, open_checkpoint
-from gptoss_jax.checkpoint.parameters import Target, parameter
+from gptoss_jax.checkpoint.parameters import ShardedTarget, Target, parameter, target_for
 from gptoss_jax.checkpoint.progress import bar, chunks, in_order
 from gptoss_jax.checkpoint.source import Reading, Source, safetensors_source
 from gptoss_jax.model.placement import format_of
 from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.sharding import parameter_spec, split_of
 
 # What a chunk does in the reader's thread once it is filled: places it on the device, and tells how
 # many bytes are done.
@@ -38,7 +39,8 @@ def load_model(
     Args:
       path: the directory.
       dtype: the compute dtype, float32 or bfloat16. Parameters keep the dtype of the files.
-      mesh: where the model goes, replicated; None: the first device.
+      mesh: where the model goes, split as `gptoss_jax.sharding` says; each host reads the rows that
+        its devices hold. None: the first device.
       progress: shows a bar in bytes on stderr where that is a terminal.
 
     Raises:
@@ -46,16 +48,15 @@ def load_model(
       OSError: a file that cannot be read.
     """
     source = open_source(Path(path))
-    sharding = NamedSharding(mesh, P()) if mesh else SingleDeviceSharding(jax.devices()[0])
     model = abstract(
         source.config,
         dtype=dtype,
         param_dtype=source.dtype,
         packed_experts=source.packed_experts,
     )
-    total = sum(reading.nbytes for reading in source.readings)
-    with bar(total, "loading", shown=progress) as shown:
-        for place in in_order(_jobs(source, model, sharding)):
+    loads = [_load(reading, model, mesh) for reading in source.readings]
+    with bar(sum(load.nbytes for load in loads), "loading", shown=progress) as shown:
+        for place in in_order(job for load in loads for job in load.jobs()):
             shown.update(place())
     return model
 
@@ -67,36 +68,69 @@ def open_source(directory: Path) -> Source:
     return safetensors_source(open_checkpoint(directory))
 
 
-def _jobs(
-    source: Source, model: GptOss, sharding: jax.sharding.Sharding
-) -> Iterator[Callable[[], _Placing]]:
-    for reading in source.readings:
-        param = parameter(model, reading.path)
-        likes, treedef = jax.tree.flatten(param.get_value())
-        places = [format_of(reading.path, like, sharding) for like in likes]
-        targets = [Target(*each, reading.rows) for each in zip(likes, places, strict=True)]
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """One parameter on its way: where it is read from, and its arrays as they fill."""
 
-        def finish(param: nnx.Param = param, treedef=treedef, targets=targets) -> None:
-            param.set_value(jax.tree.unflatten(treedef, [target.finish() for target in targets]))
+    reading: Reading
+    targets: list[Target | ShardedTarget]
+    finish: Callable[[], None]
 
-        for first, rows in chunks(reading.rows, reading.step):
-            yield _job(reading, targets, first, rows, finish)
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The rows that are read, ranges that neither overlap nor touch."""
+        merged: list[tuple[int, int]] = []
+        for start, stop in sorted(self.targets[0].ranges):
+            if merged and start <= merged[-1][1]:
+                start, stop = merged[-1][0], max(stop, merged.pop()[1])
+            merged.append((start, stop))
+        return merged
 
+    @property
+    def nbytes(self) -> int:
+        """Of the rows that are read."""
+        return self._row_bytes * sum(stop - start for start, stop in self.ranges)
 
-def _job(
-    reading: Reading, targets: list[Target], first: int, rows: int, finish: Callable[[], None]
-) -> Callable[[], _Placing]:
-    def fill() -> _Placing:
-        buffers = [target.slice(first, rows) for target in targets]
-        reading.fill(first, buffers)
+    @property
+    def _row_bytes(self) -> int:
+        return self.reading.nbytes // self.reading.rows
+
+    def jobs(self) -> Iterator[Callable[[], _Placing]]:
+        last = self.ranges[-1][1]
+        for start, stop in self.ranges:
+            for first, rows in chunks(stop - start, self.reading.step):
+                at = start + first
+                yield functools.partial(self._fill, at, rows, last=at + rows == last)
+
+    def _fill(self, first: int, rows: int, *, last: bool) -> _Placing:
+        buffers = [target.slice(first, rows) for target in self.targets]
+        self.reading.fill(first, buffers)
 
         def place() -> int:
-            for target, buffer in zip(targets, buffers, strict=True):
+            for target, buffer in zip(self.targets, buffers, strict=True):
                 target.write(first, buffer)
-            if first + rows == reading.rows:
-                finish()
-            return reading.nbytes // reading.rows * rows
+            if last:
+                self.finish()
+            return self._row_bytes * rows
 
         return place
 
-    return fill
+
+def _load(reading: Reading, model: GptOss, mesh: jax.sharding.Mesh | None) -> _Load:
+    param = parameter(model, reading.path)
+    likes, treedef = jax.tree.flatten(param.get_value())
+    sharding = _sharding(reading.path, model, mesh)
+    targets = [
+        target_for(like, format_of(reading.path, like, sharding), reading.rows) for like in likes
+    ]
+
+    def finish() -> None:
+        param.set_value(jax.tree.unflatten(treedef, [each.finish() for each in targets]))
+
+    return _Load(reading, targets, finish)
+
+
+def _sharding(path: str, model: GptOss, mesh: jax.sharding.Mesh | None) -> Sharding:
+    if mesh is None:
+        return SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(mesh, parameter_spec(path, split_of(model.config, dict(mesh.shape))))

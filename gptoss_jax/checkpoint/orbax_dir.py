@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import tensorstore as ts
-from orbax.checkpoint import v1 as ocp
 
 from gptoss_jax.checkpoint.directory import ORBAX_FOLDER, rules_of
 from gptoss_jax.checkpoint.parameters import parameter
@@ -31,6 +30,8 @@ _DTYPES = ("bfloat16", "float32")
 
 def save(model: GptOss, directory: Path, progress: bool) -> None:
     """Writes the parameters into the directory; uncompressed, weights hardly compress."""
+    from orbax.checkpoint import v1 as ocp
+
     state = tree(model)
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
     # Orbax refuses an array that is not smaller than the limit, so this is the least there is.

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.experimental.layout import Format
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 from gptoss_jax.model.transformer import GptOss
 
@@ -41,9 +42,7 @@ class Target:
     a buffer of its own that is written into the device's array in place.
     """
 
-    def __init__(
-        self, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding | Format, rows: int
-    ):
+    def __init__(self, like: jax.ShapeDtypeStruct, where: Sharding | Format, rows: int):
         self._like = like
         self._entries = like.shape[0] // rows
         self._where = where
@@ -51,6 +50,11 @@ class Target:
         self._device = None
         if _on_cpu(where):
             self._host = aligned_empty(like.shape, like.dtype)
+
+    @property
+    def ranges(self) -> set[tuple[int, int]]:
+        """Ranges of rows it takes: all."""
+        return {(0, self._like.shape[0] // self._entries)}
 
     def slice(self, first: int, rows: int) -> np.ndarray:
         """A buffer for rows `first ... first + rows`, to be filled and given to `write`."""
@@ -80,7 +84,76 @@ class Target:
         return self._device
 
 
-def _on_cpu(where: jax.sharding.Sharding | Format) -> bool:
+class ShardedTarget:
+    """As `Target`, of an array over several devices: one for the part of each of this host's."""
+
+    def __init__(self, like: jax.ShapeDtypeStruct, where: NamedSharding | Format, rows: int):
+        sharding: Any = where.sharding if isinstance(where, Format) else where
+        self._like = like
+        self._sharding = sharding
+        self._entries = like.shape[0] // rows
+        self._pieces = [
+            _Piece(like, index, _on(where, device), self._entries)
+            for device, index in sharding.addressable_devices_indices_map(like.shape).items()
+        ]
+
+    @property
+    def ranges(self) -> set[tuple[int, int]]:
+        """Ranges of rows that this host's devices hold."""
+        return {(piece.first, piece.first + piece.rows) for piece in self._pieces}
+
+    def slice(self, first: int, rows: int) -> np.ndarray:
+        """A buffer for rows `first ... first + rows`, to be filled and given to `write`."""
+        del first
+        shape = (rows * self._entries, *self._like.shape[1:])
+        buffer = aligned_empty(shape, self._like.dtype)
+        return buffer if self._entries == 1 else buffer.reshape(rows, -1, *self._like.shape[1:])
+
+    def write(self, first: int, filled: np.ndarray) -> None:
+        filled = filled.reshape(-1, self._entries, *self._like.shape[1:])
+        for piece in self._pieces:
+            piece.write(first, filled)
+
+    def finish(self) -> jax.Array:
+        arrays = [piece.target.finish() for piece in self._pieces]
+        return jax.make_array_from_single_device_arrays(self._like.shape, self._sharding, arrays)
+
+
+class _Piece:
+    """The part of one device: rows `first ... first + rows` and, of each, some columns."""
+
+    def __init__(self, like, index: tuple[slice, ...], where, entries: int):
+        bounds = [s.indices(size)[:2] for s, size in zip(index, like.shape, strict=True)]
+        shape = tuple(stop - start for start, stop in bounds)
+        self.first = bounds[0][0] // entries
+        self.rows = shape[0] // entries
+        self._columns = index[1:]
+        self.target = Target(jax.ShapeDtypeStruct(shape, like.dtype), where, self.rows)
+
+    def write(self, first: int, filled: np.ndarray) -> None:
+        """Takes what is its own of rows from `first`, [rows, entries, ...]."""
+        start, stop = max(first, self.first), min(first + len(filled), self.first + self.rows)
+        if start >= stop:
+            return
+        buffer = self.target.slice(start - self.first, stop - start)
+        own = filled[start - first : stop - first][:, :, *self._columns]
+        buffer[...] = own.reshape(buffer.shape)
+        self.target.write(start - self.first, buffer)
+
+
+def target_for(like: jax.ShapeDtypeStruct, where: Sharding | Format, rows: int):
+    """A `Target` or, on several devices, a `ShardedTarget`."""
+    sharding = where.sharding if isinstance(where, Format) else where
+    several = isinstance(sharding, NamedSharding) and sharding.num_devices > 1
+    return (ShardedTarget if several else Target)(like, where, rows)  # pyright: ignore[reportArgumentType]
+
+
+def _on(where: NamedSharding | Format, device: Any) -> Sharding | Format:
+    alone = SingleDeviceSharding(device)
+    return Format(where.layout, alone) if isinstance(where, Format) else alone
+
+
+def _on_cpu(where: Sharding | Format) -> bool:
     sharding = where.sharding if isinstance(where, Format) else where
     assert sharding is not None
     return all(device.platform == "cpu" for device in sharding.device_set)
@@ -91,7 +164,7 @@ def _zeros(shape, dtype, where):
 
 
 @functools.cache
-def _updater(where: jax.sharding.Sharding | Format):
+def _updater(where: Sharding | Format):
     """The program that writes a slice in place, into an array that keeps its layout."""
 
     def update(array: jax.Array, chunk: jax.Array, first: int) -> jax.Array:

@@ -1,14 +1,19 @@
-"""The device's part of generation: a prefill chunk, and several decoded tokens a call."""
+"""The device's part of generation: a prefill chunk, and several decoded tokens a call.
+
+Inside a shard_map (`programs.py`) each device has its own sequences, heads and experts.
+"""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
+from gptoss_jax import sharding
 from gptoss_jax.inference.sampling import Sampling, sample
 from gptoss_jax.model.cache import Cache
 from gptoss_jax.model.transformer import GptOss
+
+MOST_STEPS = 32
 
 
 @jax.tree_util.register_dataclass
@@ -45,32 +50,45 @@ class Rules:
     limit_B: jax.Array
 
 
-def start(model: GptOss, batch: int, capacity: int, platform: str) -> State:
+def start(model: GptOss, *, batch: int, capacity: int, platform: str) -> State:
     """Empty sequences with room for `capacity` positions, on a platform ("cpu", "tpu", "cuda").
 
-    XLA:CPU updates no bfloat16 in place: it would convert the whole cache and back at every token.
+    Of a batch split over devices, each has its part. XLA:CPU updates no bfloat16 in place: it would
+    convert the whole cache and back at every token.
     """
+    batch //= sharding.parts(sharding.current(model.config).batch)
     cache = model.empty_cache(batch, capacity, jnp.float32 if platform == "cpu" else None)
     return State(cache, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
 def prefill(
     model: GptOss, tokens_BT: jax.Array, added_B: jax.Array, state: State, rules: Rules
-) -> State:
+) -> tuple[State, jax.Array, jax.Array]:
     """Appends a chunk of prompts; a row whose prompt ends in it gets its first sampled token.
 
     Args:
       model: the network.
       tokens_BT: int32, padded on the right.
       added_B: int32, how many of each row are real.
-      state: donated.
+      state: to be donated.
       rules: see there.
+
+    Returns:
+      (the new state, int32 [B, 1] newest tokens of the whole batch, bool scalar: all are done).
     """
     logits_BV, cache = model.extend(tokens_BT, added_B, state.cache)
     sampled_B = sample(logits_BV, rules.sampling, cache.length_B, rules.banned_V)
     token_B = jnp.where(added_B > 0, sampled_B, state.token_B)
-    return State(cache, token_B, _is_done(token_B, cache.length_B, rules))
+    state = State(cache, token_B, _is_done(token_B, cache.length_B, rules))
+    batch_axes = sharding.current(model.config).batch
+    newest_B1 = sharding.gathered(token_B[:, None], batch_axes, axis=0)
+    return state, newest_B1, _all_done(state, batch_axes)
+
+
+def _all_done(state: State, batch_axes: sharding.Axes) -> jax.Array:
+    """The same on every device: collectives in a loop need that all go round as often."""
+    going = sharding.total((~state.done_B).sum(dtype=jnp.int32), batch_axes)
+    return going == 0
 
 
 def _is_done(token_B: jax.Array, length_B: jax.Array, rules: Rules) -> jax.Array:
@@ -78,26 +96,26 @@ def _is_done(token_B: jax.Array, length_B: jax.Array, rules: Rules) -> jax.Array
     return rules.stops_V[token_B] | (length_B + 1 >= rules.limit_B)
 
 
-@functools.partial(jax.jit, static_argnames="most", donate_argnames="state")
 def decode(
-    model: GptOss, state: State, rules: Rules, steps: jax.Array, *, most: int
-) -> tuple[State, jax.Array]:
+    model: GptOss, state: State, rules: Rules, steps: jax.Array
+) -> tuple[State, jax.Array, jax.Array]:
     """Decodes up to `steps` tokens of each sequence without coming back to the host.
 
     Args:
       model: the network.
-      state: donated.
+      state: to be donated.
       rules: see there.
-      steps: int32 scalar, at most `most`: how many tokens this call makes is no new program.
-      most: size of the buffer.
+      steps: int32 scalar up to MOST_STEPS: how many tokens this call makes is no new program.
 
     Returns:
-      (the new state, int32 [B, most] tokens; -1 where a sequence was done).
+      (the new state, int32 [B, MOST_STEPS] tokens of the whole batch, -1 where a sequence was done;
+      bool scalar: all are done).
     """
+    batch_axes = sharding.current(model.config).batch
 
     def unfinished(carry):
         index, state, _ = carry
-        return (index < steps) & ~state.done_B.all()
+        return (index < steps) & ~_all_done(state, batch_axes)
 
     def step(carry):
         index, state, out_BS = carry
@@ -113,6 +131,7 @@ def decode(
         return index + 1, State(cache, token_B, done_B), out_BS
 
     batch = state.token_B.shape[0]
-    carry = (jnp.int32(0), state, jnp.full((batch, most), -1, jnp.int32))
+    carry = (jnp.int32(0), state, jnp.full((batch, MOST_STEPS), -1, jnp.int32))
     _, state, out_BS = jax.lax.while_loop(unfinished, step, carry)
-    return state, out_BS
+    out_BS = sharding.gathered(out_BS, batch_axes, axis=0)
+    return state, out_BS, _all_done(state, batch_axes)

@@ -3,13 +3,16 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
+from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference import decode as device
+from gptoss_jax.inference.decode import MOST_STEPS, Rules
+from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
@@ -17,7 +20,6 @@ from gptoss_jax.model.transformer import GptOss
 _MOST_CHUNK = 512
 _LEAST_CHUNK = 16
 _CAPACITY_STEP = 512
-_MOST_STEPS = 32
 # Text should come at least this often (seconds); a device call makes as many tokens as fit.
 _CALL_SECONDS = 0.25
 
@@ -99,9 +101,13 @@ class Generator:
         """
         size = model.config.vocab_size
         self.model = model
-        self._banned_V = jnp.asarray(np.isin(np.arange(size), banned_ids))
-        self._stops_V = jnp.asarray(np.isin(np.arange(size), list(stop_ids)))
+        table_VD = model.embedding_VD[...]
+        self._programs = Programs(model, sharding.mesh_of(table_VD))
+        (self._platform,) = {d.platform for d in table_VD.devices()}
+        self._banned_V = np.isin(np.arange(size), banned_ids)
+        self._stops_V = np.isin(np.arange(size), list(stop_ids))
         self._compiled = {}
+        self._compilers = ThreadPoolExecutor(2)
         self._report = report or (lambda line: None)
         self.timings = Timings()
 
@@ -116,18 +122,23 @@ class Generator:
           UserError: an empty prompt, an id outside the vocabulary, or no room left to answer.
         """
         check_prompts(self.model.config, prompts, max_tokens)
+        sharding.check_batch(len(prompts), self._programs.mesh)
         self.timings = Timings()
         lengths = np.array([len(prompt) for prompt in prompts])
         limit = self.model.config.max_context
         max_tokens = min(max_tokens, limit)  # any integer, and the sums below are of int64
-        limit_B = jnp.asarray(np.minimum(lengths + max_tokens, limit), jnp.int32)
-        rules = device.Rules(sampling, self._banned_V, self._stops_V, limit_B)
+        limit_B = np.minimum(lengths + max_tokens, limit).astype(np.int32)
+        programs = self._programs
+        rules = Rules(sampling, self._banned_V, self._stops_V, limit_B)  # pyright: ignore[reportArgumentType]
+        rules = programs.placed(rules, programs.rules)
         capacity = capacity_for(int(lengths.max()), max_tokens, limit)
-        (where,) = {d.platform for d in self.model.embedding_VD[...].devices()}
-        state = device.start(self.model, len(prompts), capacity, where)
-        state = self._prefill(prompts, state, rules)
-        yield np.asarray(state.token_B)[:, None]
-        yield from self._decode(state, rules)
+        state = programs.start(len(prompts), capacity, self._platform)()
+        if max_tokens > 1:
+            self._begin_decode(state, rules)
+        state, newest_B1, done = self._prefill(prompts, state, rules)
+        yield np.asarray(newest_B1)
+        if not done:
+            yield from self._decode(state, rules)
 
     def _prefill(self, prompts, state, rules):
         chunk = chunk_size(max(map(len, prompts)))
@@ -137,39 +148,60 @@ class Generator:
             row[: len(prompt)] = prompt
         lengths = np.array([len(prompt) for prompt in prompts])
         for first in range(0, chunks * chunk, chunk):
-            added_B = jnp.asarray(np.clip(lengths - first, 0, chunk), jnp.int32)
-            tokens_BT = jnp.asarray(padded[:, first : first + chunk])
+            added = np.clip(lengths - first, 0, chunk).astype(np.int32)
+            host = (padded[:, first : first + chunk], added)
+            tokens_BT, added_B = self._programs.placed(host, self._programs.batch)
             arguments = (self.model, tokens_BT, added_B, state, rules)
-            program = self._program(device.prefill, *arguments)
+            program = self._program("prefill", self._programs.prefill, *arguments)
             began = time.perf_counter()
-            state = jax.block_until_ready(program(*arguments))
+            state, newest_B1, done = jax.block_until_ready(program(*arguments))
             self.timings.prefill_s += time.perf_counter() - began
-            self.timings.prefill_tokens += int(added_B.sum())
-        return state
+            self.timings.prefill_tokens += int(added.sum())
+        return state, newest_B1, bool(done)
 
     def _decode(self, state, rules):
-        steps = 1
-        while not bool(state.done_B.all()):
-            arguments = (self.model, state, rules, jnp.int32(steps))
-            program = self._program(device.decode, *arguments, most=_MOST_STEPS)
+        steps, done = 1, False
+        while not done:
+            count = self._programs.placed(np.int32(steps), P())
+            arguments = (self.model, state, rules, count)
+            program = self._program("decode", self._programs.decode, *arguments)
             began = time.perf_counter()
-            state, out_BS = program(*arguments)
-            out = np.asarray(out_BS)
+            state, out_BS, done = program(*arguments)
+            out, done = np.asarray(out_BS), bool(done)
             taken = time.perf_counter() - began
             out = out[:, : int((out >= 0).any(0).sum())]
             self.timings.decode_s += taken
             self.timings.decode_tokens += int((out >= 0).sum())
             yield out
-            steps = max(1, min(_MOST_STEPS, int(_CALL_SECONDS * out.shape[1] / taken)))
+            steps = max(1, min(MOST_STEPS, int(_CALL_SECONDS * out.shape[1] / taken)))
 
-    def _program(self, function, *arguments, **static):
-        """The compiled program for these shapes; what compiling takes is counted apart."""
+    def _begin_decode(self, state, rules):
+        """Compiles decode while prefill is compiled and runs."""
+        # Shapes, because prefill takes the state's memory.
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        count = self._programs.placed(np.int32(1), P())
+        arguments = (self.model, like, rules, count)
+        self._compile("decode", self._programs.decode, arguments)
+
+    def _program(self, name, function, *arguments):
+        """The compiled program for these shapes; waiting for a compiler is counted apart."""
+        began = time.perf_counter()
+        program = self._compile(name, function, arguments).result()
+        self.timings.compile_s += time.perf_counter() - began
+        return program
+
+    def _compile(self, name, function, arguments):
+        """A future of the compiled program."""
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), arguments[1:])
-        key = (function, tuple(jax.tree.leaves(shapes)), jax.tree.structure(arguments[1:]))
+        key = (name, tuple(jax.tree.leaves(shapes)), jax.tree.structure(arguments[1:]))
         if key not in self._compiled:
-            began = time.perf_counter()
-            self._compiled[key] = function.lower(*arguments, **static).compile()
-            taken = time.perf_counter() - began
-            self.timings.compile_s += taken
-            self._report(f"compiled {function.__name__} in {taken:.1f} s")
+            self._compiled[key] = self._compilers.submit(self._timed, name, function, arguments)
         return self._compiled[key]
+
+    def _timed(self, name, function, arguments):
+        began = time.perf_counter()
+        program = function.lower(*arguments).compile()
+        self._report(f"compiled {name} in {time.perf_counter() - began:.1f} s")
+        return program

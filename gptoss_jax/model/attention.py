@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptoss_jax import sharding
 from gptoss_jax.kernels import attention as kernels
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.model import cache as kv
+from gptoss_jax.model.chunk import Chunk
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.rope import rotate
 
@@ -42,6 +44,7 @@ class Attention(nnx.Module):
         self.sinks_N = nnx.Param(jnp.zeros((config.num_heads,), dtype))
         self.window = config.window(layer)
         self.head_dim = config.head_dim
+        self.config = config
 
     def __call__(
         self, x_BTD: jax.Array, rotation: Rotation, first_key_BT: jax.Array | None = None
@@ -59,10 +62,9 @@ class Attention(nnx.Module):
         x_BTD: jax.Array,
         rotation: Rotation,
         layer: kv.LayerCache,
-        length_B: jax.Array,
-        added_B: jax.Array,
+        chunk: Chunk,
     ) -> tuple[jax.Array, kv.LayerCache]:
-        """Attention of T new positions to a cache that holds `length`, of which `added` are real.
+        """Attention of a chunk's T positions to a cache and to each other.
 
         Returns:
           ([B, T, D], the cache with the new positions).
@@ -70,20 +72,20 @@ class Attention(nnx.Module):
         q, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
         k_BKHT, v_BKHT = (x.astype(layer.k_BPKHS.dtype) for x in (k_BKHT, v_BKHT))
         if self.window is None:
-            out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, length_B)
-        elif x_BTD.shape[1] == 1:
-            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, length_B)
+            out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, chunk)
+        elif chunk.size == 1:
+            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, chunk.length_B)
         else:
-            out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, length_B, added_B)
+            out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, chunk)
         return self._output(out), layer
 
-    def _extend_full(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B):
+    def _extend_full(self, q_BTNH, k_BKHT, v_BKHT, layer, chunk):
+        k_BKHT, v_BKHT = (sharding.gathered(x, chunk.axes, axis=-1) for x in (k_BKHT, v_BKHT))
         # Slots of positions that are not real hold garbage that no real query sees; the next
         # positions are written over it.
-        k_BPKHS = kv.write_positions(layer.k_BPKHS, k_BKHT, length_B)
-        v_BPKHS = kv.write_positions(layer.v_BPKHS, v_BKHT, length_B)
-        position_BT = length_B[:, None] + jnp.arange(q_BTNH.shape[1])[None]
-        out = kernels.attend_cache(q_BTNH, k_BPKHS, v_BPKHS, self.sinks_N[...], position_BT)
+        k_BPKHS = kv.write_positions(layer.k_BPKHS, k_BKHT, chunk.length_B)
+        v_BPKHS = kv.write_positions(layer.v_BPKHS, v_BKHT, chunk.length_B)
+        out = kernels.attend_cache(q_BTNH, k_BPKHS, v_BPKHS, self.sinks_N[...], chunk.position_BT)
         return out, kv.LayerCache(k_BPKHS, v_BPKHS)
 
     def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, length_B):
@@ -97,42 +99,79 @@ class Attention(nnx.Module):
         out = kernels.attend(q_B1NH, *rings, self.sinks_N[...], held_BW[:, None])
         return out, kv.LayerCache(k_B1KHW, v_B1KHW)
 
-    def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, length_B, added_B):
-        num_new, window = q_BTNH.shape[1], layer.k_BPKHS.shape[-1]
+    def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, chunk):
+        window = layer.k_BPKHS.shape[-1]
 
         def join(ring_B1KHW, new_BKHT):
-            ordered = kv.ring_in_order(ring_B1KHW[:, 0], length_B)
-            return jnp.concatenate([ordered, new_BKHT], axis=-1)
+            ordered = kv.ring_in_order(ring_B1KHW[:, 0], chunk.length_B)
+            return jnp.concatenate([_before(ordered, new_BKHT, chunk), new_BKHT], axis=-1)
 
         k_BKHS, v_BKHS = join(layer.k_BPKHS, k_BKHT), join(layer.v_BPKHS, v_BKHT)
+        first_key_B1 = jnp.maximum(window - chunk.position_BT[:, :1], 0)
         out = kernels.attend_aligned(
             q_BTNH,
             k_BKHS,
             v_BKHS,
             self.sinks_N[...],
             window=window,
-            first_key_BT=jnp.broadcast_to(
-                jnp.maximum(window - length_B, 0)[:, None], q_BTNH.shape[:2]
-            ),
+            first_key_BT=jnp.broadcast_to(first_key_B1, q_BTNH.shape[:2]),
         )
-        rings = (kv.write_ring(x, length_B, added_B, num_new)[:, None] for x in (k_BKHS, v_BKHS))
+        rings = (self._new_ring(x, window, chunk)[:, None] for x in (k_BKHS, v_BKHS))
         return out, kv.LayerCache(*rings)
+
+    def _new_ring(self, ordered_BKHS, window, chunk):
+        if not chunk.axes:
+            return kv.write_ring(ordered_BKHS, chunk.length_B, chunk.added_B, chunk.size)
+        index_BW = kv.latest_indices(chunk.length_B, chunk.added_B, window)
+        # What was in the ring before is in every part's cache; the first one adds it.
+        is_old = (index_BW < 0) & (sharding.place(chunk.axes) == 0)
+        is_own = is_old | chunk.holds(index_BW)
+        at_BW = jnp.where(is_own, index_BW - chunk.offset + window, 0)
+        taken = jnp.take_along_axis(ordered_BKHS, at_BW[:, None, None], axis=-1)
+        return sharding.total(jnp.where(is_own[:, None, None], taken, 0), chunk.axes)
 
     def _project(self, x_BTD, rotation):
         batch, length, hidden = x_BTD.shape
         x_RD = x_BTD.reshape(batch * length, hidden)
 
         def heads(weight, bias):
-            y = dense(x_RD, weight[...], bias[...]).astype(x_BTD.dtype)
+            y = dense(x_RD, weight, bias).astype(x_BTD.dtype)
             return y.reshape(batch, length, -1, self.head_dim)
 
-        q_BTNH = rotate(heads(self.w_q_AD, self.b_q_A), *rotation)
-        k_BTKH = rotate(heads(self.w_k_CD, self.b_k_C), *rotation)
-        v_BTKH = heads(self.w_v_CD, self.b_v_C)
+        split = sharding.current(self.config)
+        q_BTNH = rotate(heads(self.w_q_AD[...], self.b_q_A[...]), *rotation)
+        k_BTKH, v_BTKH = (
+            heads(*(self._own_kv_head(x[...], split) for x in parameters))
+            for parameters in ((self.w_k_CD, self.b_k_C), (self.w_v_CD, self.b_v_C))
+        )
+        k_BTKH = rotate(k_BTKH, *rotation)
         return q_BTNH, k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 3, 1)
+
+    def _own_kv_head(self, x, split: sharding.Split):
+        """Of a key or value parameter: the rows of the head that this device's queries meet."""
+        if split.kv_heads == split.heads:
+            return x
+        sharers = sharding.parts(split.heads) // self.config.num_kv_heads
+        first = sharding.place(split.heads) // sharers * self.head_dim
+        return jax.lax.dynamic_slice_in_dim(x, first, self.head_dim)
 
     def _output(self, out_BTNH):
         batch, length, *_ = out_BTNH.shape
         out_RA = out_BTNH.reshape(batch * length, -1)
-        y_RD = dense(out_RA, self.w_o_DA[...], self.b_o_D[...])
+        y_RD = dense(out_RA, self.w_o_DA[...])
+        y_RD = sharding.total(y_RD, sharding.current(self.config).heads)
+        y_RD = y_RD + self.b_o_D[...].astype(jnp.float32)[None]
         return y_RD.astype(out_BTNH.dtype).reshape(batch, length, -1)
+
+
+def _before(ring_BKHW: jax.Array, new_BKHT: jax.Array, chunk: Chunk) -> jax.Array:
+    """The W keys or values before this part's first token: of its neighbours, or of the ring."""
+    if not chunk.axes:
+        return ring_BKHW
+    window = ring_BKHW.shape[-1]
+    if new_BKHT.shape[-1] < window:  # more than one neighbour
+        whole = sharding.gathered(new_BKHT, chunk.axes, axis=-1)
+        joined = jnp.concatenate([ring_BKHW, whole], axis=-1)
+        return jax.lax.dynamic_slice_in_dim(joined, chunk.offset, window, axis=-1)
+    left = sharding.from_left(new_BKHT[..., -window:], chunk.axes)
+    return jnp.where(sharding.place(chunk.axes) == 0, ring_BKHW, left)

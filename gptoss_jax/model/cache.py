@@ -36,14 +36,24 @@ class Cache:
     length_B: jax.Array
 
     @staticmethod
-    def empty(config: Config, batch: int, capacity: int, dtype: jnp.dtype) -> "Cache":
-        """A cache for `batch` sequences of up to `capacity` positions, padding included."""
+    def empty(
+        config: Config, batch: int, capacity: int, dtype: jnp.dtype, kv_heads: int | None = None
+    ) -> "Cache":
+        """A cache for `batch` sequences of up to `capacity` positions, padding included.
+
+        Args:
+          config: the network.
+          batch: B.
+          capacity: positions.
+          dtype: of keys and values.
+          kv_heads: K of one device; None: all.
+        """
         # One page more: a write touches whole pages, the one after its last slot included.
         pages = -(-capacity // PAGE) + 1
 
         def layer(index: int) -> LayerCache:
             window = config.window(index)
-            page = (config.num_kv_heads, config.head_dim, window or PAGE)
+            page = (kv_heads or config.num_kv_heads, config.head_dim, window or PAGE)
             shape = (batch, 1 if window else pages, *page)
             return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -110,9 +120,18 @@ def write_ring(
       The ring [B, K, H, W] that holds the last W positions.
     """
     window = ordered_BKHS.shape[-1] - num_new
-    slots = jnp.arange(window)[None]
-    index_BW = added_B[:, None] + (slots - (length_B + added_B)[:, None]) % window
+    index_BW = latest_indices(length_B, added_B, window) + window
     return jnp.take_along_axis(ordered_BKHS, index_BW[:, None, None], axis=-1)
+
+
+def latest_indices(length_B: jax.Array, added_B: jax.Array, window: int) -> jax.Array:
+    """int32 [B, W]: which of the new positions, from 0, each slot of a ring holds after them.
+
+    Negative: one that it held before.
+    """
+    slots = jnp.arange(window)[None]
+    end_B1 = (length_B + added_B)[:, None]
+    return added_B[:, None] - window + (slots - end_B1) % window
 
 
 def ring_positions(length_B: jax.Array, window: int) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptoss_jax import mxfp4
+from gptoss_jax import mxfp4, sharding
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.moe import Experts, moe
 from gptoss_jax.model.attention import normal
@@ -35,9 +35,7 @@ class MoE(nnx.Module):
         self.b_gate_up_EF = nnx.Param(jnp.zeros((num_experts, 2 * width), dtype))
         self.w_down_EFD = weight(width, hidden)
         self.b_down_ED = nnx.Param(jnp.zeros((num_experts, hidden), dtype))
-        self.experts_per_token = config.experts_per_token
-        self.alpha = config.swiglu_alpha
-        self.limit = config.swiglu_limit
+        self.config = config
 
     def route(self, x_RD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(router logits float32 [R, E], chosen ids int32 [R, X], their weights float32 [R, X]).
@@ -45,7 +43,7 @@ class MoE(nnx.Module):
         The weights are a softmax over the chosen logits.
         """
         logits_RE = dense(x_RD, self.w_router_ED[...], self.b_router_E[...])
-        best_RX, chosen_RX = jax.lax.top_k(logits_RE, self.experts_per_token)
+        best_RX, chosen_RX = jax.lax.top_k(logits_RE, self.config.experts_per_token)
         return logits_RE, chosen_RX, jax.nn.softmax(best_RX, axis=-1)
 
     def __call__(
@@ -57,16 +55,21 @@ class MoE(nnx.Module):
         """
         x_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_RE, chosen_RX, weight_RX = self.route(x_RD)
+        split = sharding.current(self.config).experts
+        held = self.config.num_experts // sharding.parts(split)
+        # An id that is none of this device's experts is no expert's: `held`.
+        local_RX = chosen_RX - sharding.place(split) * held
+        is_here = (local_RX >= 0) & (local_RX < held)
         if real_BT is not None:
-            real_R1 = real_BT.reshape(-1, 1)
-            chosen_RX = jnp.where(real_R1, chosen_RX, self.b_router_E[...].shape[0])
+            is_here &= real_BT.reshape(-1, 1)
+        local_RX = jnp.where(is_here, local_RX, held)
         experts = Experts(
             self.w_gate_up_EDF.get_value(),
             self.b_gate_up_EF[...],
             self.w_down_EFD.get_value(),
             self.b_down_ED[...],
-            alpha=self.alpha,
-            limit=self.limit,
+            alpha=self.config.swiglu_alpha,
+            limit=self.config.swiglu_limit,
         )
-        y_RD = moe(x_RD, chosen_RX, weight_RX, experts)
+        y_RD = sharding.total(moe(x_RD, local_RX, weight_RX, experts), split)
         return y_RD.astype(x_BTD.dtype).reshape(x_BTD.shape), logits_RE

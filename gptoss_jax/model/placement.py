@@ -30,7 +30,9 @@ def format_of(path: str, like: jax.ShapeDtypeStruct, sharding: Sharding) -> Shar
     if device.platform != "tpu":
         return sharding
     dense = like.dtype.itemsize == 2 and any(part in path for part in _DENSE_WEIGHTS)
-    tall = dense and device.device_kind in _TALL_TILE_KINDS
+    # Of an array over several devices XLA:TPU takes its own tile, whatever is asked for.
+    alone = len(sharding.device_set) == 1
+    tall = dense and alone and device.device_kind in _TALL_TILE_KINDS
     layout = Layout(tuple(range(len(like.shape))), _TALL_TILE if tall else None)
     return Format(layout, sharding)
 

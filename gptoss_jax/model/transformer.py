@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptoss_jax import sharding
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.embedding import embed
 from gptoss_jax.model.attention import Attention, Rotation, normal
 from gptoss_jax.model.cache import Cache, LayerCache
+from gptoss_jax.model.chunk import Chunk
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.moe import MoE
 from gptoss_jax.model.norm import RMSNorm
@@ -48,15 +50,17 @@ class Layer(nnx.Module):
         x_BTD: jax.Array,
         rotation: Rotation,
         cache: LayerCache,
-        length_B: jax.Array,
-        added_B: jax.Array,
+        chunk: Chunk,
     ) -> tuple[jax.Array, LayerCache]:
         """The layer on T new positions after a cache; see `Attention.extend`."""
         normed = self.attention_norm(x_BTD)
-        out, cache = self.attention.extend(normed, rotation, cache, length_B, added_B)
+        out, cache = self.attention.extend(normed, rotation, cache, chunk)
         x_BTD = x_BTD + out
-        real_BT = jnp.arange(x_BTD.shape[1])[None] < added_B[:, None]
-        return x_BTD + self.moe(self.moe_norm(x_BTD), real_BT)[0], cache
+        return x_BTD + self.moe(self.moe_norm(x_BTD), chunk.is_real)[0], cache
+
+
+# Jitted so that layers of a kind are traced once: half of the time until the first answer of nano.
+_extend = jax.jit(Layer.extend)
 
 
 class GptOss(nnx.Module):
@@ -128,7 +132,9 @@ class GptOss(nnx.Module):
         """float32 logits [B, T, V] of the residual stream [B, T, D]."""
         batch, length, hidden = x_BTD.shape
         x_RD = self.final_norm(x_BTD).reshape(batch * length, hidden)
-        return dense(x_RD, self.unembedding_VD[...]).reshape(batch, length, -1)
+        logits_RV = dense(x_RD, self.unembedding_VD[...])
+        logits_RV = sharding.gathered(logits_RV, sharding.current(self.config).vocab, axis=-1)
+        return logits_RV.reshape(batch, length, -1)
 
     def empty_cache(self, batch: int, capacity: int, dtype: jnp.dtype | None = None) -> Cache:
         """A cache for `batch` sequences of up to `capacity` positions.
@@ -138,7 +144,9 @@ class GptOss(nnx.Module):
           capacity: positions, the padding of the last prefill chunk included.
           dtype: of keys and values; None: the compute dtype.
         """
-        return Cache.empty(self.config, batch, capacity, dtype or self.dtype)
+        split = sharding.current(self.config)
+        kv_heads = -(-self.config.num_kv_heads // sharding.parts(split.heads))
+        return Cache.empty(self.config, batch, capacity, dtype or self.dtype, kv_heads)
 
     def extend(
         self, tokens_BT: jax.Array, added_B: jax.Array, cache: Cache
@@ -154,20 +162,32 @@ class GptOss(nnx.Module):
           (float32 logits [B, V] after each row's last real token, garbage where it added none; the
           cache with the new tokens).
         """
-        length = tokens_BT.shape[1]
-        position_BT = cache.length_B[:, None] + jnp.arange(length)[None]
-        angles = rotation(self.config, position_BT)
-        x_BTD = self._embed(tokens_BT)
+        axes = sharding.current(self.config).sequence
+        chunk = Chunk.of(cache.length_B, added_B, tokens_BT.shape[1], axes)
+        angles = rotation(self.config, chunk.position_BT)
+        x_BTD = self._embed(chunk.own(tokens_BT))
         layers = []
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BTD, new = layer.extend(x_BTD, angles, layer_cache, cache.length_B, added_B)
+            x_BTD, new = _extend(layer, x_BTD, angles, layer_cache, chunk)
             layers.append(new)
         last_B = jnp.maximum(added_B - 1, 0)
-        x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+        own_B = jnp.clip(last_B - chunk.offset, 0, x_BTD.shape[1] - 1)
+        x_B1D = jnp.take_along_axis(x_BTD, own_B[:, None, None], axis=1)
+        if chunk.axes:
+            is_own = chunk.holds(last_B)[:, None, None]
+            x_B1D = sharding.total(jnp.where(is_own, x_B1D, 0), chunk.axes)
         return self.unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
 
     def _embed(self, tokens_BT):
-        return embed(self.embedding_VD[...], tokens_BT).astype(self.dtype)
+        table_VD, split = self.embedding_VD[...], sharding.current(self.config).vocab
+        if not split:
+            return embed(table_VD, tokens_BT).astype(self.dtype)
+        held = len(table_VD)
+        row_BT = tokens_BT - sharding.place(split) * held
+        is_here = (row_BT >= 0) & (row_BT < held)
+        x_BTD = embed(table_VD, jnp.where(is_here, row_BT, 0)).astype(self.dtype)
+        # All but one part are zero, so the sum is exact.
+        return sharding.total(jnp.where(is_here[..., None], x_BTD, 0), split)
 
 
 def abstract(

@@ -54,6 +54,11 @@ def tokenizer_for(directory: str | Path | None, override: str | Path | None = No
     return o200k_harmony() if found is None else _load_file(found)
 
 
+def has_tokenizer(directory: str | Path) -> bool:
+    """Whether a directory has a tokenizer of its own."""
+    return _in_directory(Path(directory)) is not None
+
+
 def _in_directory(directory: Path) -> Path | None:
     for pattern in ("tokenizer.json", "*.model", "*.tiktoken", "*.tiktoken.gz"):
         for found in sorted(directory.glob(pattern)):

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gptoss_jax.inference import decode as device
+from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import PRESETS, Config
 from gptoss_jax.model.placement import placed
@@ -56,7 +57,8 @@ def compile_program(config: Config, topology: str, program: str):
     mesh = mesh_of(topology)
     platform = "cuda" if topology.startswith("h") else "tpu"
     model = abstract(config)
-    state = jax.eval_shape(lambda: device.start(model, 1, CAPACITY, platform))
+    programs = Programs(model, None)
+    state = jax.eval_shape(programs.start(1, CAPACITY, platform))
     size = config.vocab_size
 
     def rules():
@@ -70,9 +72,9 @@ def compile_program(config: Config, topology: str, program: str):
     state, rules_, scalar, row, tokens = arguments
     with jax.set_mesh(mesh):
         if program == "decode":
-            lowered = device.decode.lower(model, state, rules_, scalar, most=32)
+            lowered = programs.decode.lower(model, state, rules_, scalar)
         else:
-            lowered = device.prefill.lower(model, tokens, row, state, rules_)
+            lowered = programs.prefill.lower(model, tokens, row, state, rules_)
         return model, lowered.compile()
 
 

@@ -1,0 +1,83 @@
+"""The device's functions as programs: of one device, or of a mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gptoss_jax import sharding
+from gptoss_jax.inference import decode as device
+from gptoss_jax.inference.decode import Rules, State
+from gptoss_jax.model.cache import Cache
+from gptoss_jax.model.transformer import GptOss
+
+
+class Programs:
+    """`start`, `prefill` and `decode` of `inference.decode`, jitted, the state donated.
+
+    Over a mesh each is one `shard_map` of all its axes, whose collectives are those that the model
+    names.
+
+    Attributes:
+      mesh: None for one device.
+      batch: PartitionSpec of arrays that begin with the batch.
+      rules: PartitionSpecs of `Rules`, a prefix of its tree.
+      state: PartitionSpecs of `State`, a prefix of its tree.
+    """
+
+    def __init__(self, model: GptOss, mesh: Mesh | None):
+        """Prepares for a model.
+
+        Args:
+          model: the network; may be abstract.
+          mesh: where its parameters lie, as `sharding.parameter_specs` says.
+        """
+        self.mesh = mesh
+        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
+        split = sharding.split_of(model.config, dict(mesh.shape) if mesh else {})
+        self.batch = sharding.batch_spec(split)
+        self.rules: Any = Rules(self.batch, P(), P(), self.batch)  # pyright: ignore[reportArgumentType]
+        cache: Any = Cache(sharding.cache_spec(split), self.batch)  # pyright: ignore[reportArgumentType]
+        self.state: Any = State(cache, self.batch, self.batch)  # pyright: ignore[reportArgumentType]
+        self._parameters = sharding.parameter_specs(self._like, split)
+        self._results = (self.state, P(), P())
+
+    def start(self, batch: int, capacity: int, platform: str) -> Any:
+        """The program that makes the empty state."""
+        sizes = {"batch": batch, "capacity": capacity, "platform": platform}
+        return jax.jit(self._over(lambda: device.start(self._like, **sizes), (), self.state))
+
+    @functools.cached_property
+    def prefill(self) -> Any:
+        """The program of a chunk of prompts."""
+        specs = (self._parameters, self.batch, self.batch, self.state, self.rules)
+        return jax.jit(self._over(device.prefill, specs, self._results), donate_argnums=3)
+
+    @functools.cached_property
+    def decode(self) -> Any:
+        """The program of several tokens a call."""
+        specs = (self._parameters, self.state, self.rules, P())
+        return jax.jit(self._over(device.decode, specs, self._results), donate_argnums=1)
+
+    def placed(self, value: Any, specs: Any) -> Any:
+        """The host's arrays, the same in every process, where the programs take them.
+
+        Args:
+          value: a tree of arrays.
+          specs: PartitionSpecs, a prefix of the tree.
+        """
+        if self.mesh is None:
+            return value
+        mesh = self.mesh
+        return jax.device_put(value, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+
+    def _over(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        if self.mesh is None:
+            return function
+        # What is replicated in the results is so by the code's own sums and gathers.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )

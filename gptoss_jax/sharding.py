@@ -1,0 +1,269 @@
+"""The mesh, and how every parameter lies on it; nothing else in the package spells a mesh axis.
+
+The model runs inside one `jax.shard_map` over all axes: its code sees a device's own heads, experts
+and rows of the vocabulary, and names here what is to be summed or gathered. Outside of a shard_map
+the same code is the single-device model, and every function here leaves its argument alone.
+
+    data      the batch; parameters are replicated over it
+    context   the tokens of a long prompt, in prefill
+    expert    the experts; with `tensor` also attention heads and the vocabulary
+    tensor    as `expert`, and the experts too where their number divides
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import keystr, tree_map_with_path
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import Config
+
+AXES = ("data", "context", "expert", "tensor")
+Axes = tuple[str, ...]
+# What heads, vocabulary and experts may be split over, the best first.
+_MODEL_AXES: tuple[Axes, ...] = (("expert", "tensor"), ("expert",), ("tensor",), ())
+
+# The dimensions of each parameter that are split, by the fields of `Split`.
+_PARAMETERS: dict[str, tuple[str | None, ...]] = {
+    "embedding_VD": ("vocab",),
+    "unembedding_VD": ("vocab",),
+    "w_q_AD": ("heads",),
+    "b_q_A": ("heads",),
+    "w_k_CD": ("kv_heads",),
+    "b_k_C": ("kv_heads",),
+    "w_v_CD": ("kv_heads",),
+    "b_v_C": ("kv_heads",),
+    "w_o_DA": (None, "heads"),
+    "b_o_D": (),
+    "sinks_N": ("heads",),
+    "w_router_ED": (),
+    "b_router_E": (),
+    # Packed: blocks [E, K/2, N] and scales [E K/32, N] both have the experts first.
+    "w_gate_up_EDF": ("experts",),
+    "b_gate_up_EF": ("experts",),
+    "w_down_EFD": ("experts",),
+    "b_down_ED": ("experts",),
+    "scale_D": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which mesh axes each dimension is split over, the major first; (): replicated.
+
+    Attributes:
+      batch: sequences.
+      sequence: the tokens of a prefill chunk.
+      heads: query heads, and with them the sinks.
+      kv_heads: key and value heads; (), though `heads` is not, where devices outnumber them: each
+        then computes the one its query heads need.
+      vocab: rows of the embedding and the unembedding.
+      experts: whole experts.
+    """
+
+    batch: Axes = ()
+    sequence: Axes = ()
+    heads: Axes = ()
+    kv_heads: Axes = ()
+    vocab: Axes = ()
+    experts: Axes = ()
+
+
+def split_of(config: Config, shape: Mapping[str, int]) -> Split:
+    """How a network is split over a mesh of these axis sizes."""
+
+    def ways(axes: Axes) -> int:
+        return math.prod(shape.get(axis, 1) for axis in axes)
+
+    def first(fits: Callable[[int], bool]) -> Axes:
+        return tuple(a for a in next(a for a in _MODEL_AXES if fits(ways(a))) if ways((a,)) > 1)
+
+    def heads_fit(n: int) -> bool:
+        shared = config.num_kv_heads % n == 0 or n % config.num_kv_heads == 0
+        return config.num_heads % n == 0 and shared
+
+    heads = first(heads_fit)
+    return Split(
+        batch=("data",) if ways(("data",)) > 1 else (),
+        sequence=("context",) if ways(("context",)) > 1 else (),
+        heads=heads,
+        kv_heads=heads if config.num_kv_heads % ways(heads) == 0 else (),
+        vocab=first(lambda n: config.vocab_size % n == 0),
+        experts=first(lambda n: config.num_experts % n == 0),
+    )
+
+
+def current(config: Config) -> Split:
+    """The split inside the shard_map that is being traced; outside of one, nothing is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = {axis: mesh.shape[axis] for axis in mesh.manual_axes}
+    return split_of(config, manual)
+
+
+def total(x: jax.Array, axes: Axes) -> jax.Array:
+    """The sum over the devices of these axes."""
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def gathered(x: jax.Array, axes: Axes, axis: int) -> jax.Array:
+    """The devices' parts, joined along an axis."""
+    return jax.lax.all_gather(x, axes, axis=axis % x.ndim, tiled=True) if axes else x
+
+
+def place(axes: Axes) -> jax.Array | int:
+    """Which of the parts is this device's, from 0."""
+    return jax.lax.axis_index(axes) if axes else 0
+
+
+def parts(axes: Axes) -> int:
+    """How many parts there are."""
+    return jax.lax.axis_size(axes) if axes else 1
+
+
+def from_left(x: jax.Array, axes: Axes) -> jax.Array:
+    """The left neighbour's x; the first device gets the last one's."""
+    count = parts(axes)
+    return jax.lax.ppermute(x, axes, [(i, (i + 1) % count) for i in range(count)])
+
+
+# --- The mesh ------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> dict[str, int]:
+    """`expert=4,tensor=2` as axis sizes.
+
+    Raises:
+      UserError: not of that form, or no axis of ours.
+    """
+    shape: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if name not in AXES or name in shape or not size.isdecimal() or int(size) < 1:
+            known = ", ".join(AXES)
+            raise UserError(
+                f"--mesh {text}: {item!r} is no axis=size; axes are {known}, each at most once"
+            )
+        shape[name] = int(size)
+    return shape
+
+
+def make_mesh(config: Config, shape: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    """A mesh of the first devices.
+
+    Args:
+      config: the network.
+      shape: axis sizes; axes left out are 1.
+      devices: at least as many as the product of the sizes.
+
+    Raises:
+      UserError: too few devices, or the network does not divide by the shape.
+    """
+    check(config, shape, len(devices))
+    sizes = tuple(shape.get(axis, 1) for axis in AXES)
+    chosen = devices[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, (AxisType.Explicit,) * len(AXES), devices=chosen)
+
+
+def default_shape(config: Config, devices: int) -> dict[str, int]:
+    """All devices on `expert` as far as experts go, the rest on `tensor` or, at last, unused."""
+    for used in range(devices, 1, -1):
+        expert = math.gcd(used, config.num_experts)
+        shape = {"expert": expert, "tensor": used // expert}
+        if not _problem(config, shape):
+            return {axis: size for axis, size in shape.items() if size > 1}
+    return {}
+
+
+def check(config: Config, shape: Mapping[str, int], devices: int) -> None:
+    """Raises a UserError if the shape needs more devices, or leaves an axis without a use."""
+    needed = math.prod(shape.values())
+    shown = describe(shape)
+    if needed > devices:
+        raise UserError(f"--mesh {shown} needs {needed} devices; there are {devices}")
+    problem = _problem(config, shape)
+    if problem:
+        near = [describe(s) for s in _nearest(config, shape, needed)]
+        instead = f"; nearest that divide: {' or '.join(near)}" if near else ""
+        raise UserError(f"--mesh {shown}: {problem}{instead}")
+
+
+def check_batch(batch: int, mesh: Mesh | None) -> None:
+    """Raises a UserError if the mesh splits the batch into parts that are not whole."""
+    ways = dict(mesh.shape).get("data", 1) if mesh else 1
+    if batch % ways:
+        raise UserError(
+            f"data={ways} of the mesh does not divide a batch of {batch}; "
+            "put those devices on expert or tensor"
+        )
+
+
+def describe(shape: Mapping[str, int]) -> str:
+    """As `parse` reads it, without axes of size 1."""
+    return ",".join(f"{a}={n}" for a, n in shape.items() if n > 1) or "data=1"
+
+
+def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
+    expert, tensor = shape.get("expert", 1), shape.get("tensor", 1)
+    if config.num_experts % expert:
+        return f"expert={expert} does not divide {config.num_experts} experts"
+    split = split_of(config, shape)
+    if tensor > 1 and "tensor" not in split.heads + split.experts:
+        return (
+            f"tensor={tensor} divides neither what expert={expert} leaves of "
+            f"{config.num_heads} heads nor of {config.num_experts} experts"
+        )
+    return None
+
+
+def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dict[str, int]]:
+    """Up to three shapes of as many devices that divide, those with the most sizes kept first."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    fitting = []
+    for sizes in itertools.product(divisors, repeat=3):
+        other = dict(zip(("data", "expert", "tensor"), sizes, strict=True))
+        other |= {"context": shape.get("context", 1)}
+        if math.prod(other.values()) == devices and not _problem(config, other):
+            distance = sum(abs(math.log2(other[a] / shape.get(a, 1))) for a in AXES)
+            fitting.append((distance, other))
+    return [other for _, other in sorted(fitting, key=lambda pair: pair[0])[:3]]
+
+
+# --- PartitionSpecs ------------------------------------------------------------------------------
+
+
+def parameter_spec(path: str, split: Split) -> P:
+    """Of the parameter at "layers.3.attention.w_q_AD", or of one array of a packed one."""
+    (name,) = [part for part in path.split(".") if part in _PARAMETERS]
+    return P(*(getattr(split, dim) or None if dim else None for dim in _PARAMETERS[name]))
+
+
+def parameter_specs(model: Any, split: Split) -> Any:
+    """A tree like the model's, of PartitionSpecs."""
+
+    def spec(path, _leaf) -> P:
+        return parameter_spec(keystr(path, simple=True, separator="."), split)
+
+    return tree_map_with_path(spec, model)
+
+
+def batch_spec(split: Split) -> P:
+    """Of an array whose first axis is the batch, and of a scalar."""
+    return P(split.batch or None)
+
+
+def cache_spec(split: Split) -> P:
+    """Of keys or values [B, P, K, H, S]; where parts outnumber heads K is one a part."""
+    return P(split.batch or None, None, split.heads or None)
+
+
+def mesh_of(x: jax.Array) -> Mesh | None:
+    """The mesh an array lies on, None for one device."""
+    if isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh):
+        return x.sharding.mesh if x.sharding.mesh.size > 1 else None
+    return None
