@@ -4,6 +4,7 @@ _VERBS = {
     "generate": "answer a prompt, streaming",
     "convert": "between checkpoint layouts; write a synthetic checkpoint",
     "train": "train a model from a config file",
+    "plan": "will a model fit a slice, before renting it",
     "bench": "measure the model on this machine",
 }
 

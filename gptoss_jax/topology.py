@@ -13,6 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptoss_jax.errors import UserError
 
+
+class NoCompilerError(UserError):
+    """The accelerator's compiler is not installed, or does not know the topology."""
+
+
 # GpuTargetConfigProto fields of the devices known here; figures from the vendor's data sheets.
 _GPUS = {
     "h100": {
@@ -53,15 +58,17 @@ def mesh_of(name: str, num_devices: int = 1) -> Mesh:
       num_devices: how many of its devices.
 
     Raises:
-      UserError: the name is unknown or its compiler is not installed.
+      NoCompilerError: the name is unknown to the compilers that are installed.
+      UserError: it has fewer devices.
     """
-    devices = _devices(name)
+    devices = devices_of(name)
     if len(devices) < num_devices:
         raise UserError(f"{name} has {len(devices)} devices, not {num_devices}")
     return jax.make_mesh((num_devices,), ("data",), devices=devices[:num_devices])
 
 
-def _devices(name: str):
+def devices_of(name: str):
+    """The devices of a topology; raises as `mesh_of` does."""
     kind, _, shape = name.partition(":")
     try:
         if kind in _GPUS:
@@ -81,7 +88,9 @@ def _devices(name: str):
     except (RuntimeError, ValueError, NotImplementedError) as error:
         extra = "gpu" if kind in _GPUS else "tpu"
         reason = str(error).splitlines()[0]
-        raise UserError(f"no compiler for {name} ({reason}); install gptoss_jax[{extra}]") from None
+        raise NoCompilerError(
+            f"no compiler for {name} ({reason}); install gptoss_jax[{extra}]"
+        ) from None
     return topology.devices
 
 

@@ -1,0 +1,89 @@
+"""Accelerators one can rent: capacity, bandwidth, arithmetic, and the slices they come in."""
+
+import dataclasses
+import math
+
+from gptoss_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX sees it; a chip may be several.
+
+    Attributes:
+      capacity: usable bytes. Of v5e and v6e what their compiler refuses to exceed, of the others
+        the vendor's figure; of a GPU the part that the verbs let JAX reserve.
+      bandwidth: of its memory, bytes/s.
+      flops: bfloat16, per second.
+      devices: per chip.
+      platform: "tpu" or "cuda".
+      hourly: US dollars a chip and hour, on-demand list prices of 2025; only to order a table.
+    """
+
+    capacity: float
+    bandwidth: float
+    flops: float
+    devices: int
+    platform: str
+    hourly: float
+
+
+_GPU_SHARE = 0.95  # see `cli.run`
+CHIPS = {
+    "v5e": Chip(15.75 * GIB, 819e9, 197e12, 1, "tpu", 1.2),
+    "v6e": Chip(31.24 * GIB, 1640e9, 918e12, 1, "tpu", 2.7),
+    "v5p": Chip(95.0 * GIB, 2765e9, 459e12, 1, "tpu", 4.2),
+    "tpu7x": Chip(94.75 * GIB, 3690e9, 1153e12, 2, "tpu", 12.0),
+    "h100": Chip(_GPU_SHARE * 84_942_979_072, 3352e9, 989e12, 1, "cuda", 3.9),
+    "h200": Chip(_GPU_SHARE * 150_754_820_096, 4800e9, 989e12, 1, "cuda", 5.0),
+    "a100-80": Chip(_GPU_SHARE * 84_974_239_744, 2039e9, 312e12, 1, "cuda", 2.5),
+}
+# Slices a table goes through.
+COMMON = (
+    *("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v6e:1x1", "v6e:2x2", "v6e:2x4", "v5p:1x1x1"),
+    *("v5p:2x2x1", "tpu7x:1x1x1", "tpu7x:2x2x1", "a100-80:1", "a100-80:2", "h100:1", "h100:2"),
+    *("h100:8", "h200:1"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Chips that are rented together.
+
+    Attributes:
+      name: as the compilers take it, "v5e:2x4".
+      chip: its kind.
+      chips: how many.
+    """
+
+    name: str
+    chip: Chip
+    chips: int
+
+    @property
+    def devices(self) -> int:
+        """As JAX counts them."""
+        return self.chips * self.chip.devices
+
+    @property
+    def hourly(self) -> float:
+        """US dollars an hour."""
+        return self.chips * self.chip.hourly
+
+
+def slice_of(name: str) -> Slice:
+    """The slice a topology's name means.
+
+    Raises:
+      UserError: the kind is unknown, or what follows it is no number of chips.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise UserError(f"topology {name!r}: unknown chip {kind!r}; known: {', '.join(CHIPS)}")
+    sizes = shape.split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        example = "8" if CHIPS[kind].platform == "cuda" else "2x4"
+        raise UserError(f"topology {name!r}: give the chips too, as {kind}:{example}")
+    return Slice(name, CHIPS[kind], math.prod(map(int, sizes)))

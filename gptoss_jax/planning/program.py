@@ -1,0 +1,132 @@
+"""The real programs, compiled for devices that are not here."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import keystr, tree_map_with_path
+
+from gptoss_jax import sharding
+from gptoss_jax.errors import UserError
+from gptoss_jax.inference.decode import Rules
+from gptoss_jax.inference.programs import Programs
+from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.placement import format_of
+from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.planning.chips import GIB
+
+_COLLECTIVE = re.compile(
+    r" = (.+?) "
+    r"(all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute)"
+    r"(?:-start)?\("
+)
+_SHAPE = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
+_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "s32": 32, "u32": 32, "u8": 8, "s8": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a program, bytes of one device.
+
+    Attributes:
+      peak: arguments (weights, cache and the rest, tiles' padding included), temporaries, and
+        results that are no argument's memory. Of a program refused for want of memory, its wish.
+      collectives: kind -> (how many, bytes of their results), in the text of the program: one in a
+        loop counts once. None where there is no program, or this jaxlib cannot read its text back.
+    """
+
+    peak: int
+    collectives: dict[str, tuple[int, int]] | None
+
+
+def compile_decode(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+    """Decoding: up to 32 tokens of every sequence a call."""
+    programs, model, state, rules = _arguments(config, mesh, batch, context)
+    steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
+    return _compiled(programs.decode, mesh, model, state, rules, steps)
+
+
+def compile_prefill(config: Config, mesh: Mesh, batch: int, context: int, chunk: int) -> Compiled:
+    """One chunk of every sequence's prompt."""
+    programs, model, state, rules = _arguments(config, mesh, batch, context)
+    host = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, chunk), (batch,))]
+    tokens_BT, added_B = _placed(host, programs.batch, mesh)
+    return _compiled(programs.prefill, mesh, model, tokens_BT, added_B, state, rules)
+
+
+def _arguments(config: Config, mesh: Mesh, batch: int, context: int):
+    model = abstract(config)
+    programs = Programs(model, mesh if mesh.size > 1 else None)
+    platform = next(iter(mesh.devices.flat)).platform
+    state = jax.eval_shape(programs.start(batch, context, platform))
+    nothing_V = np.zeros((config.vocab_size,), bool)
+    rules: Any = Rules(Sampling.same(batch), nothing_V, nothing_V, np.zeros((batch,), np.int32))  # pyright: ignore[reportArgumentType]
+    rules = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rules)
+    state, rules = _placed(state, programs.state, mesh), _placed(rules, programs.rules, mesh)
+    return programs, _placed_model(model, mesh), state, rules
+
+
+def _placed(tree: Any, specs: Any, mesh: Mesh) -> Any:
+    """Shapes on the mesh; `specs` is a prefix of the tree."""
+
+    def place(spec: P, part: Any) -> Any:
+        where = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), part)
+
+    return jax.tree.map(place, specs, tree)
+
+
+def _placed_model(model: GptOss, mesh: Mesh) -> GptOss:
+    split = sharding.split_of(model.config, dict(mesh.shape))
+
+    def place(path, like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dotted = keystr(path, simple=True, separator=".")
+        where = NamedSharding(mesh, sharding.parameter_spec(dotted, split))
+        return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=format_of(dotted, like, where))
+
+    return tree_map_with_path(place, model)
+
+
+def _compiled(function: Any, mesh: Mesh, *arguments: Any) -> Compiled:
+    try:
+        with jax.set_mesh(mesh):
+            compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return Compiled(_needed(str(error).splitlines()[0]), None)
+    memory = compiled.memory_analysis()
+    used, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    try:
+        text = compiled.as_text()
+    except (jax.errors.JaxRuntimeError, RuntimeError):
+        text = None
+    found = None if text is None else collectives(text)
+    return Compiled(used + temporary + max(0, results), found)
+
+
+def _needed(refusal: str) -> int:
+    """The memory that a TPU's compiler says is needed where there is less of it."""
+    needed = re.search(r"HBM.*\((\d+\.\d+)G\) exceeds", refusal)
+    if needed is None:
+        raise UserError(f"the compiler refuses this program: {refusal}")
+    return round(float(needed[1]) * GIB)
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """kind -> (how many, bytes of their results) in a compiled program's text."""
+    found: dict[str, tuple[int, int]] = {}
+    for result, kind in _COLLECTIVE.findall(text):
+        number, total = found.get(kind, (0, 0))
+        found[kind] = (number + 1, total + sum(map(_nbytes, _SHAPE.findall(result))))
+    return found
+
+
+def _nbytes(shape: tuple[str, str]) -> int:
+    dtype, sizes = shape
+    return _BITS[dtype] // 8 * int(np.prod([int(n) for n in sizes.split(",") if n], dtype=np.int64))

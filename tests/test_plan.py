@@ -1,0 +1,115 @@
+"""`plan`: its arithmetic by hand, and what it says without and with a compiler."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import PRESETS
+from gptoss_jax.planning import arithmetic, program, report
+from gptoss_jax.planning.chips import GIB, slice_of
+
+requires_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the TPU compiler is not installed: pip install '.[compile]'",
+)
+
+
+def plan(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "gptoss_jax.plan", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_bytes_of_20b_counted_by_hand():
+    counted = arithmetic.count(PRESETS["20b"], {}, batch=1, context=8192)
+    hidden, attention, kv = 2880, 4096, 512
+    # Packed: 4.25 bits a weight, two weights an expert, and their biases.
+    expert = 3 * hidden * hidden * 17 // 32 + 2 * (2 * hidden + hidden)
+    projections = 2 * hidden * (attention + kv) + attention + 2 * kv + hidden
+    sinks, router, norms = 64, 32 * hidden + 32, 2 * hidden
+    layer = 2 * (projections + sinks + router + norms)
+    table = 201_088 * hidden * 2
+    assert counted.weights == 24 * (layer + 32 * expert) + 2 * table + 2 * hidden
+    # 64 pages of 128 and the one that writes may touch; rings of 128. Keys and values, bfloat16.
+    position = 2 * 8 * 64 * 2
+    assert counted.kv_cache == position * 12 * (65 * 128 + 128)
+    read = position * 12 * (8192 + 128)
+    logits = 201_088 * 4
+    row = 2 * hidden
+    least = 24 * (layer + 4 * expert) + table + 2 * hidden + read + row + logits
+    assert counted.decode_minimum == least
+
+
+def test_the_busiest_of_several_devices():
+    assert arithmetic.busiest(32, 4, 1, 1) == 4
+    # Two experts, one chosen, on two devices: the busiest always has one.
+    assert arithmetic.busiest(2, 1, 1, 2) == 1
+    # Two rows: half of the time they choose the same.
+    assert arithmetic.busiest(2, 1, 2, 1) == pytest.approx(1.5, abs=0.03)
+
+
+def test_each_device_has_its_share():
+    whole = arithmetic.count(PRESETS["120b"], {}, 8, 8192)
+    part = arithmetic.count(PRESETS["120b"], {"expert": 8}, 8, 8192)
+    assert whole.weights / 8 < part.weights < whole.weights / 7.9
+    assert part.kv_cache * 8 == whole.kv_cache
+
+
+def test_collectives_of_a_text():
+    text = """
+      %a = f32[8,2880]{1,0:T(8,128)} all-reduce(%x), channel_id=1
+      %b = (bf16[4,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%y), dimensions={0}
+      %c = f32[8,2880]{1,0} all-reduce(%z), channel_id=2
+      %d = f32[4]{0} add(%a, %b)
+    """
+    assert program.collectives(text) == {
+        "all-reduce": (2, 2 * 8 * 2880 * 4),
+        "all-gather": (1, (4 * 16 + 8 * 16) * 2),
+    }
+
+
+def test_what_a_compiler_refuses():
+    needed = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, temporaries (16.01G) exceeds (15.75G)"
+    assert program._needed(needed) == round(16.01 * GIB)
+    with pytest.raises(UserError, match="the compiler refuses this program: INTERNAL: else"):
+        program._needed("INTERNAL: else")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:1", "unknown chip 'v9'"),
+        ("v5e", "as v5e:2x4"),
+        ("h100:x", "h100:8"),
+    ],
+)
+def test_a_topology_that_is_none_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        slice_of(name)
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="expert=3 does not divide 128 experts"):
+        report.estimate(PRESETS["120b"], "h100:8", {"expert": 3}, 1, 8192)
+
+
+def test_where_no_compiler_is_installed_arithmetic_says_so():
+    shown = plan("--model", "20b", "--topology", "a100-80:1", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert "note: by arithmetic: no compiler for a100-80:1" in shown.stderr
+    row = json.loads(shown.stdout)
+    assert (row["fits"], row["compiled_with"], row["devices"]) == (True, None, 1)
+    assert set(row["bytes"]) == {"capacity", "weights", "kv_cache", "temporaries", "peak"}
+
+
+@requires_libtpu
+def test_nano_compiled_for_a_slice():
+    shown = plan("--model", "nano", "--topology", "v5e:2x2", "--context", "1024", "--json")
+    assert shown.returncode == 0, shown.stderr
+    row = json.loads(shown.stdout)
+    assert row["fits"] and row["mesh"] == "expert=4"
+    assert row["bytes"]["peak"] < GIB // 4
+    assert row["compiled_with"].startswith("jax ")
