@@ -27,7 +27,7 @@ _COLLECTIVE = re.compile(
     r"(?:-start)?\("
 )
 _SHAPE = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
-_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "s32": 32, "u32": 32, "u8": 8, "s8": 8}
+_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{n}": n for kind in "fsu" for n in (8, 16, 32, 64)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +50,6 @@ def compile_decode(config: Config, mesh: Mesh, batch: int, context: int) -> Comp
     programs, model, state, rules = _arguments(config, mesh, batch, context)
     steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
     return _compiled(programs.decode, mesh, model, state, rules, steps)
-
-
-def compile_prefill(config: Config, mesh: Mesh, batch: int, context: int, chunk: int) -> Compiled:
-    """One chunk of every sequence's prompt."""
-    programs, model, state, rules = _arguments(config, mesh, batch, context)
-    host = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((batch, chunk), (batch,))]
-    tokens_BT, added_B = _placed(host, programs.batch, mesh)
-    return _compiled(programs.prefill, mesh, model, tokens_BT, added_B, state, rules)
 
 
 def _arguments(config: Config, mesh: Mesh, batch: int, context: int):
