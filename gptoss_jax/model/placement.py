@@ -2,10 +2,11 @@
 
 import jax
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.tree_util import keystr, tree_map_with_path
 
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.sharding import parameter_spec, split_of
 
 # Device kinds whose matmul unit takes bfloat16 weights in tiles of 16 rows, and the paths' parts of
 # the weights that meet it whole. Any other tile is copied into that one at every call.
@@ -37,11 +38,13 @@ def format_of(path: str, like: jax.ShapeDtypeStruct, sharding: Sharding) -> Shar
     return Format(layout, sharding)
 
 
-def placed(model: GptOss, sharding: Sharding) -> GptOss:
+def placed(model: GptOss, mesh: Mesh) -> GptOss:
     """An abstract model whose leaves lie as `load` lays them, for a compiler without a device."""
+    split = split_of(model.config, dict(mesh.shape))
 
     def place(path, like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = format_of(keystr(path, simple=True, separator="."), like, sharding)
-        return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=where)
+        dotted = keystr(path, simple=True, separator=".")
+        where = NamedSharding(mesh, parameter_spec(dotted, split))
+        return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=format_of(dotted, like, where))
 
     return tree_map_with_path(place, model)

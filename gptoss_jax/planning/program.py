@@ -9,16 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.tree_util import keystr, tree_map_with_path
 
-from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
-from gptoss_jax.model.placement import format_of
-from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.model.placement import placed
+from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning.chips import GIB
 
 _COLLECTIVE = re.compile(
@@ -61,7 +59,7 @@ def _arguments(config: Config, mesh: Mesh, batch: int, context: int):
     rules: Any = Rules(Sampling.same(batch), nothing_V, nothing_V, np.zeros((batch,), np.int32))  # pyright: ignore[reportArgumentType]
     rules = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rules)
     state, rules = _placed(state, programs.state, mesh), _placed(rules, programs.rules, mesh)
-    return programs, _placed_model(model, mesh), state, rules
+    return programs, placed(model, mesh), state, rules
 
 
 def _placed(tree: Any, specs: Any, mesh: Mesh) -> Any:
@@ -72,17 +70,6 @@ def _placed(tree: Any, specs: Any, mesh: Mesh) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), part)
 
     return jax.tree.map(place, specs, tree)
-
-
-def _placed_model(model: GptOss, mesh: Mesh) -> GptOss:
-    split = sharding.split_of(model.config, dict(mesh.shape))
-
-    def place(path, like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        dotted = keystr(path, simple=True, separator=".")
-        where = NamedSharding(mesh, sharding.parameter_spec(dotted, split))
-        return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=format_of(dotted, like, where))
-
-    return tree_map_with_path(place, model)
 
 
 def _compiled(function: Any, mesh: Mesh, *arguments: Any) -> Compiled:

@@ -10,7 +10,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from gptoss_jax.inference import decode as device
 from gptoss_jax.inference.programs import Programs
@@ -67,7 +66,7 @@ def compile_program(config: Config, topology: str, program: str):
 
     scalar, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
     tokens = jax.ShapeDtypeStruct((1, CHUNK), jnp.int32)
-    model = placed(model, NamedSharding(mesh, PartitionSpec()))
+    model = placed(model, mesh)
     arguments = on_mesh((state, jax.eval_shape(rules), scalar, row, tokens), mesh)
     state, rules_, scalar, row, tokens = arguments
     with jax.set_mesh(mesh):
