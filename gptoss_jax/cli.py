@@ -6,9 +6,11 @@ import io
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn, TextIO
 
+from gptoss_jax import distributed
 from gptoss_jax.errors import UserError
 from gptoss_jax.text.errors import TextError
 
@@ -69,11 +71,18 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         _leave(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader, `head` perhaps, has what it wanted
         _leave(EXIT_FAILED)
-    except (UserError, TextError, OSError) as error:
-        if arguments.debug:
+    except Exception as error:
+        known = isinstance(error, UserError | TextError | OSError)
+        said = str(error) if known else distributed.lost(error)
+        several, which = distributed.joined(), distributed.unmute()
+        if said is not None and not arguments.debug:
+            print(f"{which}error: {said}", file=sys.stderr)
+        elif several:
+            traceback.print_exc()
+        else:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        # The others are not waited for: they may be waiting for this one.
+        return _leave(EXIT_FAILED) if several else EXIT_FAILED
     return 0
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UserError
 from gptoss_jax.loading import (
     checkpoint_directory,
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="AXIS=N,…",
         help="as expert=4,tensor=2; without it all devices, chosen by the model's sizes",
     )
+    distributed.add_flags(parser)
     prompt = parser.add_argument_group("Prompt")
     prompt.add_argument("prompt", metavar="PROMPT|-", nargs="?", help="-: read standard input")
     prompt.add_argument("--system", metavar="TEXT", help="a system message of the chat API's kind")
@@ -126,6 +127,8 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         messages = [{"role": role, "content": said} for role, said in roles.items() if said]
         prompt = completion.render_chat(tokenizer, messages, arguments.reasoning_effort)
     check_prompts(config, [prompt], arguments.max_tokens)
+    distributed.join(arguments)
+    prompt = distributed.same(prompt)
     mesh = choose_mesh(config, arguments.mesh)
     model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype), mesh=mesh)
     sampling = Sampling.same(
@@ -188,8 +191,9 @@ def _stream(turn: "Turn", arguments: argparse.Namespace) -> None:
     printer = _Printer(answer=not arguments.json, reasoning=arguments.show_reasoning)
     for channel, text in turn:
         # From the first text on, Ctrl-C ends the turn after the device call under way; before it
-        # there is nothing to keep, and it ends the program.
-        if not began:
+        # there is nothing to keep, and it ends the program; as it does one of several processes,
+        # which would wait for each other.
+        if not began and not distributed.joined():
             signal.signal(signal.SIGINT, interrupt)
         began = True
         printer.show(channel, text)

@@ -173,7 +173,12 @@ class Generator:
             self.timings.decode_s += taken
             self.timings.decode_tokens += int((out >= 0).sum())
             yield out
-            steps = max(1, min(MOST_STEPS, int(_CALL_SECONDS * out.shape[1] / taken)))
+            steps = self._steps(out.shape[1], taken)
+
+    def _steps(self, made: int, taken: float) -> int:
+        """How many tokens the next call is to make; processes need the same, and clocks differ."""
+        wanted = 2 * made if jax.process_count() > 1 else int(_CALL_SECONDS * made / taken)
+        return max(1, min(MOST_STEPS, wanted))
 
     def _begin_decode(self, state, rules):
         """Compiles decode while prefill is compiled and runs."""

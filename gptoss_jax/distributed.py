@@ -1,0 +1,157 @@
+"""Several processes as one program: how they find each other, who prints, how they end together."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from gptoss_jax import native_output
+from gptoss_jax.errors import UserError
+
+# A process that has said nothing for so long (seconds) has ended, and so do the others.
+_SILENCE = 20
+# How long one waits for the others at the beginning (seconds): schedulers start them one by one.
+_GATHERING = 300
+
+# In errors of collectives, by the library that ran them.
+_COLLECTIVE_ERRORS = ("Gloo", "NCCL", "UNAVAILABLE")
+
+_own_stderr: TextIO | None = None  # of a process that prints nothing, for when it fails
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that name the processes of one run."""
+    group = parser.add_argument_group(
+        "Several processes", "found in the environment on Cloud TPU, SLURM and Kubernetes"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
+    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
+
+
+def join(arguments: argparse.Namespace) -> None:
+    """Meets the other processes; to be called before anything asks JAX for its devices.
+
+    Where neither flags nor environment tell of others, nothing happens. Otherwise only process 0
+    prints from here on.
+
+    Raises:
+      UserError: flags that do not go together, or a cluster that does not say who is who.
+    """
+    flags = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    _check(*flags)
+    expected = flags[0] is not None or _in_cluster()
+    if not expected and not _on_tpu_host():
+        return
+    import jax
+
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    _filter_native_output()
+    try:
+        jax.distributed.initialize(
+            *flags, heartbeat_timeout_seconds=_SILENCE, initialization_timeout=_GATHERING
+        )
+    except (ValueError, RuntimeError) as error:
+        if not expected:
+            return
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot join the other processes ({reason}); name them with --coordinator, "
+            "--process-id and --num-processes"
+        ) from error
+    if jax.process_index():
+        _mute()
+
+
+def joined() -> bool:
+    """Whether this process is one of several."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def unmute() -> str:
+    """Lets a process that fails say so; gives what to put before its words."""
+    global _own_stderr
+    if _own_stderr is None:
+        return ""
+    sys.stderr, _own_stderr = _own_stderr, None
+    import jax
+
+    return f"process {jax.process_index()}: "
+
+
+def lost(error: Exception) -> str | None:
+    """What to say of an error that comes of another process's end, None of any other error."""
+    text = " ".join(str(error).split())
+    if not joined() or not any(word in text for word in _COLLECTIVE_ERRORS):
+        return None
+    return f"another process of this run has ended ({text})"
+
+
+def same(ids: Sequence[int]) -> list[int]:
+    """Process 0's ids in every process; a date in a prompt may have changed between two."""
+    if not joined():
+        return list(ids)
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(ids))))
+    padded = np.zeros(length, np.int32)
+    padded[: len(ids)] = ids[:length]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tolist()
+
+
+def _check(coordinator: str | None, number: int | None, identity: int | None) -> None:
+    given = {"--coordinator": coordinator, "--num-processes": number, "--process-id": identity}
+    missing = [flag for flag, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if coordinator is None or number is None or identity is None:
+        raise UserError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
+    if not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
+        raise UserError(f"--coordinator {coordinator}: give HOST:PORT, as 10.0.0.2:8476")
+    if not 0 <= identity < number:
+        raise UserError(f"--process-id {identity}: there are processes 0 to {number - 1}")
+
+
+def _in_cluster() -> bool:
+    """Whether the environment is that of one process of several."""
+    env = os.environ
+    slurm = int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    return slurm or kubernetes or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def _on_tpu_host() -> bool:
+    """Whether this may be a host of a TPU slice; only the metadata server knows of how many."""
+    devices = any(Path("/dev", name).exists() for name in ("accel0", "vfio/0"))
+    return devices and os.environ.get("JAX_PLATFORMS", "") != "cpu"
+
+
+def _filter_native_output() -> None:
+    """Gives stdout and stderr to Python alone; what libraries write there goes through a filter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    own = [os.fdopen(os.dup(fd), "w", errors="replace", buffering=1) for fd in (1, 2)]
+    # -I: isolated from the user's environment, so that it starts whatever that holds.
+    command = [sys.executable, "-I", native_output.__file__]
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert reader.stdin is not None
+    for fd in (1, 2):
+        os.dup2(reader.stdin.fileno(), fd)
+    reader.stdin.close()
+    sys.stdout, sys.stderr = own
+
+
+def _mute() -> None:
+    global _own_stderr
+    _own_stderr = sys.stderr
+    # As long as the process lives.
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

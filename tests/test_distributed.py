@@ -1,0 +1,102 @@
+"""Several processes as one program: two of four fake devices each, over gloo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gptoss_jax import distributed, native_output
+from gptoss_jax.errors import UserError
+
+QUESTION = "What is 347 + 586?"
+MESH = "expert=4,tensor=2"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(*words: str, devices: int, **env: str) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "gptoss_jax.generate", *words]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | env
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def test_two_processes_answer_as_one_and_only_the_first_prints():
+    words = (QUESTION, "--json", "--seed", "5", "--show-reasoning", "--mesh")
+    coordinator = f"localhost:{free_port()}"
+    both = [
+        start(
+            *(*words, MESH, "--coordinator", coordinator, "--num-processes", "2"),
+            *("--process-id", str(i)),
+            devices=4,
+        )
+        for i in range(2)
+    ]
+    (shown, reasoning), (silent, nothing) = (each.communicate(timeout=300) for each in both)
+    assert [each.returncode for each in both] == [0, 0], reasoning + nothing
+    assert silent == "" and "[analysis]" not in nothing
+    alone = start(*words, "data=1", devices=1)
+    assert json.loads(shown)["messages"] == json.loads(alone.communicate()[0])["messages"]
+    assert "[analysis]" in reasoning
+
+
+def test_the_other_process_ends_with_one_that_is_killed():
+    slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"}
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "JAX_LOCAL_DEVICE_IDS": ""}
+    words = ("1", "--raw", "--max-tokens", "1900", "--seed", "3", "--mesh", MESH)
+    first, second = (
+        start(*words, devices=4, SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **slurm)
+        for i in range(2)
+    )
+    assert first.stdout is not None
+    assert first.stdout.read(1)  # both are in the middle of it
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    began = time.monotonic()
+    _, said = first.communicate(timeout=60)
+    assert first.returncode not in (0, None)
+    assert time.monotonic() - began < 60
+    assert said.splitlines()[-1].startswith("error: another process of this run has ended")
+    assert "Check failure stack trace" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("host:1", 2, None), "go together; missing: --process-id"),
+        ((None, None, 0), "go together; missing: --coordinator, --num-processes"),
+        (("host", 2, 0), "--coordinator host: give HOST:PORT"),
+        (("host:1", 2, 2), "--process-id 2: there are processes 0 to 1"),
+    ],
+)
+def test_flags_that_name_no_process_are_refused(flags, error):
+    with pytest.raises(UserError, match=error):
+        distributed._check(*flags)
+
+
+def test_an_environment_of_one_process_is_none_of_several(monkeypatch):
+    assert not distributed._in_cluster()
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # of a batch script, which is one process
+    assert not distributed._in_cluster()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert distributed._in_cluster()
+
+
+def test_native_noise_is_left_out_and_an_end_is_one_line():
+    noise = "[Gloo] Rank 1 is connected to 7 peer ranks. Expected number of connected peer ranks is"
+    fatal = "F1 client.h:80] Terminating: the JAX distributed service detected fatal errors.\n"
+    stack = "*** Check failure stack trace: ***\n"
+    ended = list(native_output.shown(["kept\n", noise, fatal, stack]))
+    assert ended[0] == "kept\n" and "another process of this run has ended" in ended[1]
+    (late,) = native_output.shown([fatal, "RPC: /xla.coordination.Service/RegisterTask\n"])
+    assert "not all processes came together" in late
