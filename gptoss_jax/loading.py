@@ -78,6 +78,8 @@ def choose_mesh(config: "Config", asked: str | None) -> "jax.sharding.Mesh | Non
             print(f"mesh {sharding.describe(shape)}; choose with --mesh", file=sys.stderr)
     else:
         shape = sharding.parse(asked)
+    if shape.get("fsdp", 1) > 1:
+        raise UserError(f"--mesh {asked}: fsdp is for training; use expert, tensor or data")
     mesh = sharding.make_mesh(config, shape, devices)
     return mesh if mesh.size > 1 else None
 

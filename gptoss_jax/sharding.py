@@ -5,6 +5,7 @@ and rows of the vocabulary, and names here what is to be summed or gathered. Out
 the same code is the single-device model, and every function here leaves its argument alone.
 
     data      the batch; parameters are replicated over it
+    fsdp      in training, the batch too, and every weight: a layer gathers its own as it begins
     context   the tokens of a long prompt, in prefill
     expert    the experts; with `tensor` also attention heads and the vocabulary
     tensor    as `expert`, and the experts too where their number divides
@@ -24,33 +25,35 @@ from jax.tree_util import keystr, tree_map_with_path
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import Config
 
-AXES = ("data", "context", "expert", "tensor")
+AXES = ("data", "fsdp", "context", "expert", "tensor")
 Axes = tuple[str, ...]
 # What heads, vocabulary and experts may be split over, the best first.
 _MODEL_AXES: tuple[Axes, ...] = (("expert", "tensor"), ("expert",), ("tensor",), ())
 
 # The dimensions of each parameter that are split, by the fields of `Split`.
 _PARAMETERS: dict[str, tuple[str | None, ...]] = {
-    "embedding_VD": ("vocab",),
-    "unembedding_VD": ("vocab",),
-    "w_q_AD": ("heads",),
+    "embedding_VD": ("vocab", "fsdp"),
+    "unembedding_VD": ("vocab", "fsdp"),
+    "w_q_AD": ("heads", "fsdp"),
     "b_q_A": ("heads",),
-    "w_k_CD": ("kv_heads",),
+    "w_k_CD": ("kv_heads", "fsdp"),
     "b_k_C": ("kv_heads",),
-    "w_v_CD": ("kv_heads",),
+    "w_v_CD": ("kv_heads", "fsdp"),
     "b_v_C": ("kv_heads",),
-    "w_o_DA": (None, "heads"),
+    "w_o_DA": ("fsdp", "heads"),
     "b_o_D": (),
     "sinks_N": ("heads",),
-    "w_router_ED": (),
+    "w_router_ED": (None, "fsdp"),
     "b_router_E": (),
-    # Packed: blocks [E, K/2, N] and scales [E K/32, N] both have the experts first.
-    "w_gate_up_EDF": ("experts",),
+    # Packed: blocks [E, K/2, N] have the experts first as the scales [E K/32, N] do.
+    "w_gate_up_EDF": ("experts", None, "fsdp"),
     "b_gate_up_EF": ("experts",),
-    "w_down_EFD": ("experts",),
+    "w_down_EFD": ("experts", None, "fsdp"),
     "b_down_ED": ("experts",),
     "scale_D": (),
 }
+# Of scales, which have one axis less.
+_SCALES = ("experts", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Split:
 
     Attributes:
       batch: sequences.
+      fsdp: the weights' axes that nothing else splits.
       sequence: the tokens of a prefill chunk.
       heads: query heads, and with them the sinks.
       kv_heads: key and value heads; (), though `heads` is not, where devices outnumber them: each
@@ -68,6 +72,7 @@ class Split:
     """
 
     batch: Axes = ()
+    fsdp: Axes = ()
     sequence: Axes = ()
     heads: Axes = ()
     kv_heads: Axes = ()
@@ -90,7 +95,8 @@ def split_of(config: Config, shape: Mapping[str, int]) -> Split:
 
     heads = first(heads_fit)
     return Split(
-        batch=("data",) if ways(("data",)) > 1 else (),
+        batch=tuple(axis for axis in ("data", "fsdp") if ways((axis,)) > 1),
+        fsdp=("fsdp",) if ways(("fsdp",)) > 1 else (),
         sequence=("context",) if ways(("context",)) > 1 else (),
         heads=heads,
         kv_heads=heads if config.num_kv_heads % ways(heads) == 0 else (),
@@ -130,6 +136,19 @@ def from_left(x: jax.Array, axes: Axes) -> jax.Array:
     """The left neighbour's x; the first device gets the last one's."""
     count = parts(axes)
     return jax.lax.ppermute(x, axes, [(i, (i + 1) % count) for i in range(count)])
+
+
+def whole(module: Any, config: Config) -> Any:
+    """A module with its weights gathered over `fsdp`; backwards their gradients are scattered."""
+    axes = current(config).fsdp
+    if not axes:
+        return module
+
+    def gather(path, x):
+        dims = _dims(keystr(path, simple=True, separator="."), x.ndim)
+        return gathered(x, axes, dims.index("fsdp")) if "fsdp" in dims else x
+
+    return tree_map_with_path(gather, module)
 
 
 # --- The mesh ------------------------------------------------------------------------------------
@@ -195,10 +214,11 @@ def check(config: Config, shape: Mapping[str, int], devices: int) -> None:
 
 def check_batch(batch: int, mesh: Mesh | None) -> None:
     """Raises a UserError if the mesh splits the batch into parts that are not whole."""
-    ways = dict(mesh.shape).get("data", 1) if mesh else 1
-    if batch % ways:
+    shape = dict(mesh.shape) if mesh else {}
+    shown = {axis: shape.get(axis, 1) for axis in ("data", "fsdp")}
+    if batch % math.prod(shown.values()):
         raise UserError(
-            f"data={ways} of the mesh does not divide a batch of {batch}; "
+            f"{describe(shown)} of the mesh does not divide a batch of {batch}; "
             "put those devices on expert or tensor"
         )
 
@@ -210,6 +230,11 @@ def describe(shape: Mapping[str, int]) -> str:
 
 def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
     expert, tensor = shape.get("expert", 1), shape.get("tensor", 1)
+    fsdp = shape.get("fsdp", 1)
+    if math.gcd(config.hidden_size, 2 * config.expert_width) % fsdp:
+        return (
+            f"fsdp={fsdp} does not divide both {config.hidden_size} and {2 * config.expert_width}"
+        )
     if config.num_experts % expert:
         return f"expert={expert} does not divide {config.num_experts} experts"
     split = split_of(config, shape)
@@ -227,7 +252,7 @@ def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dic
     fitting = []
     for sizes in itertools.product(divisors, repeat=3):
         other = dict(zip(("data", "expert", "tensor"), sizes, strict=True))
-        other |= {"context": shape.get("context", 1)}
+        other |= {axis: shape.get(axis, 1) for axis in ("fsdp", "context")}
         if math.prod(other.values()) == devices and not _problem(config, other):
             distance = sum(abs(math.log2(other[a] / shape.get(a, 1))) for a in AXES)
             fitting.append((distance, other))
@@ -237,17 +262,25 @@ def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dic
 # --- PartitionSpecs ------------------------------------------------------------------------------
 
 
-def parameter_spec(path: str, split: Split) -> P:
+def parameter_spec(path: str, split: Split, ndim: int) -> P:
     """Of the parameter at "layers.3.attention.w_q_AD", or of one array of a packed one."""
+    axes = [getattr(split, dim) or None if dim else None for dim in _dims(path, ndim)]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*axes)
+
+
+def _dims(path: str, ndim: int) -> tuple[str | None, ...]:
     (name,) = [part for part in path.split(".") if part in _PARAMETERS]
-    return P(*(getattr(split, dim) or None if dim else None for dim in _PARAMETERS[name]))
+    dims = _PARAMETERS[name]
+    return _SCALES if len(dims) == 3 and ndim == 2 else dims
 
 
 def parameter_specs(model: Any, split: Split) -> Any:
     """A tree like the model's, of PartitionSpecs."""
 
-    def spec(path, _leaf) -> P:
-        return parameter_spec(keystr(path, simple=True, separator="."), split)
+    def spec(path, leaf) -> P:
+        return parameter_spec(keystr(path, simple=True, separator="."), split, leaf.ndim)
 
     return tree_map_with_path(spec, model)
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
 
 _EXAMPLES = [
     "--config configs/nano.py --workdir runs/nano",
@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="of the run: checkpoints, metrics, plot, and at the end the packed model in export/",
     )
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N,…",
+        help="as fsdp=4,expert=2; without it all devices that the batch is divided by, on fsdp",
+    )
+    distributed.add_flags(parser)
     return parser
 
 
@@ -83,9 +89,11 @@ def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
     tokenizer = tokenizer_for(None, config.tokenizer or None)
     sizes = settings.model_config(config, tokenizer.vocab_size)
     found = sources.open_sources(config, tokenizer)
-    from gptoss_jax.training import loop
+    distributed.join(arguments)
+    from gptoss_jax.training import loop, spread
 
-    loop.run(config, sizes, found, arguments.workdir)
+    mesh = spread.choose_mesh(config, sizes, arguments.mesh)
+    loop.run(config, sizes, found, arguments.workdir, mesh)
 
 
 if __name__ == "__main__":

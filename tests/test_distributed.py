@@ -23,9 +23,9 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(*words: str, devices: int, **env: str) -> subprocess.Popen:
+def start(*words: str, devices: int, verb: str = "generate", **env: str) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "gptoss_jax.generate", *words]
+    command = [sys.executable, "-m", f"gptoss_jax.{verb}", *words]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | env
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
@@ -68,6 +68,51 @@ def test_the_other_process_ends_with_one_that_is_killed():
     assert time.monotonic() - began < 60
     assert said.splitlines()[-1].startswith("error: another process of this run has ended")
     assert "Check failure stack trace" not in said
+
+
+CONFIG = """
+from pathlib import Path
+import gptoss_jax
+from gptoss_jax.training.settings import defaults
+
+def get_config():
+    config = defaults()
+    config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
+    config.steps, config.batch_size, config.qat_start, config.log_every = 12, 2, 0, 1
+    config.eval_batches, config.eval_every = 1, 6
+    config.model.update(num_layers=1, num_experts=4, hidden_size=32, expert_width=32, num_heads=4)
+    config.data.kind, config.data.sequence_length = "tasks", 1280
+    return config
+"""
+
+
+def test_two_processes_train_one_model_and_stop_together(tmp_path):
+    file, run = tmp_path / "config.py", tmp_path / "run"
+    file.write_text(CONFIG)
+
+    def pair():
+        words = ("--config", str(file), "--workdir", str(run), "--mesh", "fsdp=2,expert=2")
+        words = (*words, "--num-processes", "2", "--coordinator", f"localhost:{free_port()}")
+        quick = {"verb": "train", "devices": 2, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        return [start(*words, "--process-id", str(i), **quick) for i in range(2)]
+
+    first, second = pair()
+    for line in first.stderr:
+        if line.startswith("step 2/"):
+            second.send_signal(signal.SIGTERM)  # of one: the step they stop at is agreed on
+            break
+    said = first.communicate(timeout=200)[1] + second.communicate()[1]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    step = said.split("stopped by SIGTERM after step ")[1].split(",")[0]
+    first, second = pair()
+    said, silent = first.communicate(timeout=200)[1], second.communicate()[1]
+    assert (first.returncode, second.returncode) == (0, 0), said + silent
+    assert f"resumed after step {step}" in said and "packing: validation accuracy" in said
+    assert "step" not in silent
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    steps = [entry["step"] for line in lines if (entry := json.loads(line))["split"] == "train"]
+    assert steps == list(range(1, 13))
+    assert (run / "export" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

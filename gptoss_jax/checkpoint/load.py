@@ -119,9 +119,10 @@ class _Load:
 def _load(reading: Reading, model: GptOss, mesh: jax.sharding.Mesh | None) -> _Load:
     param = parameter(model, reading.path)
     likes, treedef = jax.tree.flatten(param.get_value())
-    sharding = _sharding(reading.path, model, mesh)
+    path = reading.path
     targets = [
-        target_for(like, format_of(reading.path, like, sharding), reading.rows) for like in likes
+        target_for(like, format_of(path, like, _sharding(path, like, model, mesh)), reading.rows)
+        for like in likes
     ]
 
     def finish() -> None:
@@ -130,7 +131,10 @@ def _load(reading: Reading, model: GptOss, mesh: jax.sharding.Mesh | None) -> _L
     return _Load(reading, targets, finish)
 
 
-def _sharding(path: str, model: GptOss, mesh: jax.sharding.Mesh | None) -> Sharding:
+def _sharding(
+    path: str, like: jax.ShapeDtypeStruct, model: GptOss, mesh: jax.sharding.Mesh | None
+) -> Sharding:
     if mesh is None:
         return SingleDeviceSharding(jax.devices()[0])
-    return NamedSharding(mesh, parameter_spec(path, split_of(model.config, dict(mesh.shape))))
+    split = split_of(model.config, dict(mesh.shape))
+    return NamedSharding(mesh, parameter_spec(path, split, len(like.shape)))

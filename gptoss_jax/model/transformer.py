@@ -41,6 +41,7 @@ class Layer(nnx.Module):
         real_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The layer's output and its router logits; see `Attention` and `MoE`."""
+        self = sharding.whole(self, self.moe.config)
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, first_key_BT)
         out, logits_RE = self.moe(self.moe_norm(x_BTD), real_BT)
         return x_BTD + out, logits_RE
@@ -128,11 +129,22 @@ class GptOss(nnx.Module):
             routers.append(logits_RE)
         return x_BTD, routers
 
-    def unembed(self, x_BTD: jax.Array) -> jax.Array:
-        """float32 logits [B, T, V] of the residual stream [B, T, D]."""
+    def whole_unembedding(self) -> jax.Array:
+        """The unembedding, gathered over `fsdp`: once for several calls of `unembed`."""
+        axes = sharding.current(self.config).fsdp
+        return sharding.gathered(self.unembedding_VD[...], axes, axis=-1)
+
+    def unembed(self, x_BTD: jax.Array, table_VD: jax.Array | None = None) -> jax.Array:
+        """float32 logits [B, T, V] of the residual stream [B, T, D].
+
+        Args:
+          x_BTD: in the compute dtype.
+          table_VD: of `whole_unembedding`, where that was called before.
+        """
+        table_VD = self.whole_unembedding() if table_VD is None else table_VD
         batch, length, hidden = x_BTD.shape
         x_RD = self.final_norm(x_BTD).reshape(batch * length, hidden)
-        logits_RV = dense(x_RD, self.unembedding_VD[...])
+        logits_RV = dense(x_RD, table_VD)
         logits_RV = sharding.gathered(logits_RV, sharding.current(self.config).vocab, axis=-1)
         return logits_RV.reshape(batch, length, -1)
 
@@ -179,7 +191,8 @@ class GptOss(nnx.Module):
         return self.unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
 
     def _embed(self, tokens_BT):
-        table_VD, split = self.embedding_VD[...], sharding.current(self.config).vocab
+        axes, split = sharding.current(self.config).fsdp, sharding.current(self.config).vocab
+        table_VD = sharding.gathered(self.embedding_VD[...], axes, axis=-1)
         if not split:
             return embed(table_VD, tokens_BT).astype(self.dtype)
         held = len(table_VD)

@@ -91,7 +91,7 @@ def _parameter_bytes(config: Config, split: sharding.Split, ways) -> dict[str, i
     found = {}
     for path, leaf in tree_leaves_with_path(abstract(config)):
         dotted = keystr(path, simple=True, separator=".")
-        spec = sharding.parameter_spec(dotted, split)
+        spec = sharding.parameter_spec(dotted, split, leaf.ndim)
         parts = math.prod(ways(_tuple(axes)) for axes in spec if axes)
         name = dotted.replace(".value", "")
         found[name] = leaf.size * leaf.dtype.itemsize // parts

@@ -49,13 +49,13 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: State, data: dict[str, Any]) -> None:
+    def save(self, step: int, state: State, data: list[dict[str, Any]]) -> None:
         """Begins to write, unless that step is there; the state may be donated afterwards.
 
         Args:
           step: how many steps are done.
           state: as of then.
-          data: of `Feed.state`, as of then.
+          data: of every `Feed.state`, as of then.
         """
         if self.latest == step:
             return
@@ -64,18 +64,16 @@ class Checkpoints:
         # As text, because Orbax would look at each of the numbers on its own.
         self._checkpointer.save_async(step, _tree(copy), custom_metadata={_DATA: json.dumps(data)})
 
-    def load(self, like: State) -> tuple[State, dict[str, Any]]:
-        """The newest checkpoint: (state, state of the data).
+    def load(self, like: State) -> tuple[State, list[dict[str, Any]]]:
+        """The newest checkpoint: (state, states of the feeds).
 
         Args:
-          like: shapes and dtypes, `jax.ShapeDtypeStruct` leaves.
+          like: `Trainer.abstract_state`.
 
         Raises:
           UserError: it is of another network or optimizer.
         """
         checkpointer = self._checkpointer
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
         try:
             loaded = checkpointer.load(checkpointer.latest, _tree(like))
         except (ValueError, KeyError, TypeError) as error:

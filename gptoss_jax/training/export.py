@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from gptoss_jax.checkpoint.output import GENERATION_FILE, generation_config, write_json
@@ -14,28 +15,36 @@ from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import tokenizer_for
 from gptoss_jax.training.checkpoints import Checkpoints
-from gptoss_jax.training.qat import pack
 from gptoss_jax.training.step import Trainer
 
 
 def export(model: GptOss, directory: Path, tokenizer: str) -> None:
-    """Writes the packed model, over what an earlier end of the run wrote.
+    """Writes the packed model, over what an earlier end of the run wrote; process 0 does.
 
     Args:
-      model: with float experts.
+      model: of `qat.pack`.
       directory: to write; only ever whole.
       tokenizer: `config.tokenizer`; its files go along, and generation_config.json has its ids.
     """
+    if jax.process_index():
+        return _await_writer()
     unfinished = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     found = Path(tokenizer).expanduser()
     source = found if found.is_dir() else found.parent
-    save_model(pack(model), "hf", unfinished, source=source if tokenizer else None, progress=False)
+    save_model(model, "hf", unfinished, source=source if tokenizer else None, progress=False)
     if not (source / GENERATION_FILE).is_file():
         stops = tokenizer_for(None, tokenizer or None)
         write_json(unfinished / GENERATION_FILE, generation_config(stops.specials))
     shutil.rmtree(directory, ignore_errors=True)
     unfinished.rename(directory)
+    _await_writer()
+
+
+def _await_writer() -> None:
+    """Until process 0 has written."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("export")
 
 
 def master_model(workdir: Path, sizes: Config) -> GptOss:
@@ -55,5 +64,5 @@ def master_model(workdir: Path, sizes: Config) -> GptOss:
     with Checkpoints(workdir / "checkpoints", keep=1_000_000) as kept:
         if kept.latest is None:
             raise UserError(f"{workdir}: has no checkpoint")
-        state, _ = kept.load(jax.eval_shape(trainer.init))
+        state, _ = kept.load(trainer.abstract_state())
     return trainer.model(state.params)

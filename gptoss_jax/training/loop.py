@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import Config
-from gptoss_jax.training import speed
+from gptoss_jax.training import speed, spread
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.export import export
 from gptoss_jax.training.feed import Feed, one_pass
@@ -28,20 +29,22 @@ from gptoss_jax.training.sources import Sources
 from gptoss_jax.training.step import Trainer, compiled, in_parts, summary
 
 
-def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> None:
+def run(
+    config: Settings, sizes: Config, sources: Sources, workdir: Path, mesh: Mesh | None = None
+) -> None:
     """Trains, or goes on training, to the end or to a SIGTERM.
 
     Args:
       config: a checked training config.
       sizes: of the network.
       sources: of its data.
-      workdir: the run directory; if it holds checkpoints the newest is gone on from.
+      workdir: the run directory; if it holds checkpoints the newest is gone on from. Of several
+        processes it is one that all reach.
+      mesh: of all processes' devices; None: the first device.
 
     Raises:
-      UserError: a loss that is no number; a work directory of another run; more than one process.
+      UserError: a loss that is no number; a work directory of another run.
     """
-    if jax.process_count() > 1:
-        raise UserError("train runs in one process; the feed alone is sharded by process")
     directory = RunDirectory(workdir, config, jax.devices()[0].device_kind)
     if directory.changed:
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
@@ -50,11 +53,11 @@ def run(config: Settings, sizes: Config, sources: Sources, workdir: Path) -> Non
         contextlib.closing(directory),
         Checkpoints(workdir / "checkpoints", config.keep) as kept,
     ):
-        loop = _Loop(config, sizes, sources, directory, kept)
+        loop = _Loop(config, sizes, sources, directory, kept, mesh)
         loop.begin()
         if loop.steps(stopping):
             packed = workdir / "export"
-            export(loop.trainer.model(loop.state.params), packed, config.tokenizer)
+            loop.export(packed)
             loop.compare(packed)
             _say(f"done after {config.steps} steps; packed checkpoint in {packed}")
     for split, source in (("training", sources.train), ("validation", sources.validation)):
@@ -72,32 +75,41 @@ class _Loop:
         sources: Sources,
         directory: RunDirectory,
         checkpoints: Checkpoints,
+        mesh: Mesh | None,
     ):
-        self.trainer = Trainer(config, sizes)
+        self.trainer = Trainer(config, sizes, mesh)
         self._config = config
+        self._sizes = sizes
+        self._mesh = mesh
         self._validation = sources.validation
         self._directory = directory
         self._checkpoints = checkpoints
+        self._part, self._parts = spread.own_part(
+            config.batch_size // config.accumulation, sizes, mesh
+        )
         self._feed = Feed(
             sources.train,
-            rows=config.batch_size,
+            rows=config.batch_size // self._parts,
             length=config.data.sequence_length,
             open_rows=config.data.open_rows,
             seed=config.data.seed,
+            process=self._part,
+            processes=self._parts,
         )
         self._programs: dict[tuple[str, bool], Callable] = {}
-        self._meter = speed.Meter(sizes, config.steps)
+        self._meter = speed.Meter(sizes, config.steps, _machines(mesh))
         _say(f"this machine's float32 matmul rate: {self._meter.machine / 1e9:.1f} GFLOP/s")
 
     def begin(self) -> None:
         """The first state, or the newest checkpoint's."""
         latest = self._checkpoints.latest
+        like = self.trainer.abstract_state()
         if latest is None:
-            self.state = jax.jit(self.trainer.init)()
+            where = jax.tree.map(lambda x: x.sharding, like)
+            self.state = jax.jit(self.trainer.init, out_shardings=where)()
         else:
-            like = jax.eval_shape(self.trainer.init)
-            self.state, data = self._checkpoints.load(like)
-            self._feed.restore(data)
+            self.state, feeds = self._checkpoints.load(like)
+            self._feed.restore(feeds[min(self._part, len(feeds) - 1)])
             _say(f"resumed after step {latest}")
         self._done = latest or 0
         self._directory.begin(self._done)
@@ -120,19 +132,25 @@ class _Loop:
             last = self._done == config.steps
             if last or self._done % config.eval_every == 0:
                 self._evaluate()
-            stop = stopping.is_set()
+            stop = spread.any_of(stopping.is_set())
             if last or self._done % config.checkpoint_every == 0 or stop:
-                self._checkpoints.save(self._done, self.state, data)
+                self._checkpoints.save(self._done, self.state, self._of_all_feeds(data))
             if stop and not last:
                 _say(f"stopped by SIGTERM after step {self._done}, now saved; run again to go on")
                 return False
         return True
 
+    def export(self, packed: Path) -> None:
+        """Writes the packed model of the run's end."""
+        model = self.trainer.packed(self.state.params)
+        export(spread.on_host(model), packed, self._config.tokenizer)
+
     def compare(self, packed: Path) -> None:
         """Reports what packing costs: the master weights' validation beside the export's."""
         if self._validation is None:
             return
-        model = load_model(packed, dtype=np.dtype(self._config.dtype), progress=False)
+        dtype = np.dtype(self._config.dtype)
+        model = load_model(packed, dtype=dtype, mesh=self._mesh, progress=False)
         before = self._validate("before packing", self.trainer.eval_step, self.state.params)
         after = self._validate("after packing", self.trainer.eval_model, model)
         if before and after:
@@ -145,10 +163,12 @@ class _Loop:
     def _dispatch(self, rows: Batch) -> Any:
         qat = 0 <= self._config.qat_start <= self._done
         batch = in_parts(rows, self._config.accumulation)
+        batch = spread.placed(batch, self._sizes, self._mesh, whole=False)
         began = time.perf_counter()
         program = self._program("train", qat, self.trainer.train_step, (self.state, batch), (0,))
         self._meter.pause(time.perf_counter() - began)
-        self._meter.add(int((rows.segments_BT > 0).sum()))
+        # Of one part; the others' differ by how well their rows are filled.
+        self._meter.add(self._parts * int((rows.segments_BT > 0).sum()))
         self.state, metrics = program(self.state, batch)
         return metrics
 
@@ -220,12 +240,19 @@ class _Loop:
     def _validation_rows(self) -> Iterator[Batch]:
         config = self._config
         assert self._validation is not None
-        return one_pass(
+        rows = one_pass(
             self._validation,
             rows=config.batch_size // config.accumulation,
             length=config.data.sequence_length,
             batches=config.eval_batches,
         )
+        for batch in rows:
+            yield spread.placed(batch, self._sizes, self._mesh, whole=True)
+
+    def _of_all_feeds(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The state of each part's feed, in the parts' order."""
+        states = dict(spread.from_all([self._part, state]))
+        return [states[part] for part in range(self._parts)]
 
 
 @contextlib.contextmanager
@@ -237,6 +264,14 @@ def _stop_signal() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _machines(mesh: Mesh | None) -> int:
+    """How many times the measured rate there is: CPU devices of a process share its cores."""
+    if mesh is None:
+        return 1
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jax.process_count() if on_cpu else mesh.size
 
 
 def _duration(seconds: float) -> str:

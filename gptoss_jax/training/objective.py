@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from gptoss_jax import sharding
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.qat import as_shipped
@@ -18,6 +19,8 @@ def loss(
     model: GptOss, batch: Batch, *, balance_coefficient: float, qat: bool, remat: bool
 ) -> tuple[jax.Array, Metrics]:
     """The summed loss of a batch, to be divided by the weights of all batches of a step.
+
+    Inside a shard_map each device has its rows of the batch, and all get the same results.
 
     Args:
       model: with float experts.
@@ -36,8 +39,12 @@ def loss(
     x_BTD, routers = model.hidden(batch.tokens_BT, batch.positions_BT, real_BT, remat=remat)
     loss_sum, correct_sum = _cross_entropy(model, x_BTD, batch.targets_BT, batch.weights_BT)
     active = model.config.experts_per_token
-    uses, terms = zip(*(balance(x, real_BT.reshape(-1), active) for x in routers), strict=True)
-    weight_sum, term = batch.weights_BT.sum(), jnp.stack(terms).mean()
+    axes = sharding.current(model.config).batch
+    real_R = real_BT.reshape(-1)
+    uses, terms = zip(*(balance(x, real_R, active, axes) for x in routers), strict=True)
+    sums = (loss_sum, correct_sum, batch.weights_BT.sum())
+    loss_sum, correct_sum, weight_sum = (sharding.total(x, axes) for x in sums)
+    term = jnp.stack(terms).mean()
     metrics = {
         "loss_sum": loss_sum,
         "weight_sum": weight_sum,
@@ -48,19 +55,25 @@ def loss(
     return loss_sum + balance_coefficient * term * weight_sum, metrics
 
 
-def balance(logits_RE: jax.Array, real_R: jax.Array, active: int) -> tuple[jax.Array, jax.Array]:
+def balance(
+    logits_RE: jax.Array, real_R: jax.Array, active: int, axes: sharding.Axes = ()
+) -> tuple[jax.Array, jax.Array]:
     """(share of assignments of each expert [E], the load-balance term) of one router.
+
+    Of the rows of all devices along the mesh axes `axes`.
 
     E times the sum over experts of share of assignments times mean probability (Switch
     Transformer, arXiv 2101.03961, eq. 4, for top-k assignments): 1 where both are uniform.
     """
-    rows = jnp.maximum(real_R.sum(), 1).astype(jnp.float32)
+    rows = jnp.maximum(sharding.total(real_R.sum(), axes), 1).astype(jnp.float32)
     num_experts = logits_RE.shape[-1]
     _, chosen_RX = jax.lax.top_k(logits_RE, active)
     one_hot_RE = jax.nn.one_hot(chosen_RX, num_experts, dtype=jnp.float32).sum(1)
     real_R1 = real_R[:, None]
-    share_E = jnp.where(real_R1, one_hot_RE, 0).sum(0) / (rows * active)
-    probability_E = jnp.where(real_R1, jax.nn.softmax(logits_RE, axis=-1), 0).sum(0) / rows
+    chosen_E = sharding.total(jnp.where(real_R1, one_hot_RE, 0).sum(0), axes)
+    share_E = chosen_E / (rows * active)
+    summed_E = jnp.where(real_R1, jax.nn.softmax(logits_RE, axis=-1), 0).sum(0)
+    probability_E = sharding.total(summed_E, axes) / rows
     return share_E, num_experts * (share_E * probability_E).sum()
 
 
@@ -74,10 +87,12 @@ def _cross_entropy(model, x_BTD, targets_BT, weights_BT):
         flat = jnp.pad(flat, ((0, -rows % block), *[(0, 0)] * (flat.ndim - 1)))
         return flat.reshape(-1, block, *flat.shape[1:])
 
+    table_VD = model.whole_unembedding()
+
     @jax.checkpoint
     def one(arguments):
         x_RD, target_R, weight_R = arguments
-        logits_RV = model.unembed(x_RD[None])[0]
+        logits_RV = model.unembed(x_RD[None], table_VD)[0]
         correct_R = (logits_RV.argmax(-1) == target_R).astype(jnp.float32)
         chosen_R = jnp.take_along_axis(logits_RV, target_R[:, None], axis=-1)[:, 0]
         losses_R = jax.nn.logsumexp(logits_RV, axis=-1) - chosen_R

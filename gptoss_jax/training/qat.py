@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gptoss_jax import mxfp4
-from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.model.transformer import GptOss
 
 _EXPERT_WEIGHTS = ("w_gate_up_EDF", "w_down_EFD")
 
@@ -35,11 +35,10 @@ def pack(model: GptOss, dtype: jnp.dtype = jnp.bfloat16) -> GptOss:
       model: with float experts.
       dtype: of the parameters that are no expert weights, and of the computing.
     """
-    like = abstract(model.config, dtype=dtype, param_dtype=dtype)
-    leaves, treedef = jax.tree.flatten(like)
-    encoded = jax.tree.leaves(_with_experts(model, model, jax.jit(mxfp4.encode)))
-    cast = [x.astype(want.dtype) for want, x in zip(leaves, encoded, strict=True)]
-    return jax.tree.unflatten(treedef, cast)
+    encoded = _with_experts(model, model, jax.jit(mxfp4.encode))
+    packed = jax.tree.map(lambda x: x if x.dtype == jnp.uint8 else x.astype(dtype), encoded)
+    packed.dtype = jnp.dtype(dtype)
+    return packed
 
 
 def _with_experts(model: GptOss, source: GptOss, change: Callable) -> GptOss:

@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -20,7 +21,7 @@ _FREE = ("data.skip_bad", "data.paths", "data.validation_paths")  # the feed kno
 
 
 class RunDirectory:
-    """The files of a run.
+    """The files of a run, which process 0 writes.
 
     config.json, versions.json     written at the start
     metrics.jsonl                  one object a line: {"step": …, "split": "train", "loss": …}
@@ -40,16 +41,21 @@ class RunDirectory:
           UserError: the directory is of a run with another network or other data.
         """
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self.changed = _check_config(path / "config.json", config)
-        _write_json(path / "config.json", config.to_dict())
-        _write_json(path / "versions.json", _versions() | {"device": device})
+        self._writes = jax.process_index() == 0
+        self.changed = []
+        if self._writes:
+            path.mkdir(parents=True, exist_ok=True)
+            self.changed = _check_config(path / "config.json", config)
+            _write_json(path / "config.json", config.to_dict())
+            _write_json(path / "versions.json", _versions() | {"device": device})
         self._metrics = path / "metrics.jsonl"
         self._records: list[dict[str, Any]] = []
         self._events: SummaryWriter | None = None
 
     def begin(self, step: int) -> None:
         """Takes up what there is up to this step; a killed run may have written further."""
+        if not self._writes:
+            return
         if self._metrics.exists():
             lines = self._metrics.read_text(encoding="utf-8").split("\n")
             # What follows the last line break is a line cut off, or nothing.
@@ -61,6 +67,8 @@ class RunDirectory:
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds a line of metrics; arrays become lists, and no scalars of TensorBoard."""
+        if not self._writes:
+            return
         plain = {name: np.asarray(value).tolist() for name, value in values.items()}
         record = {"step": step, "split": split} | plain
         self._records.append(record)
@@ -74,6 +82,8 @@ class RunDirectory:
 
     def plot(self) -> None:
         """Writes loss.png."""
+        if not self._records:
+            return
         # Late: it takes half a second to import.
         from matplotlib.figure import Figure
 
@@ -90,8 +100,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Plots, and closes the events."""
-        if self._records:
-            self.plot()
+        self.plot()
         if self._events is not None:
             self._events.close()
 

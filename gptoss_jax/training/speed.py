@@ -47,12 +47,12 @@ class Meter:
     """Tokens a second between readings, without pauses.
 
     Attributes:
-      machine: `matmul_rate`, measured on construction.
+      machine: `matmul_rate` of all of the run's devices, one of them measured on construction.
     """
 
-    def __init__(self, sizes: Config, steps: int):
-        """A meter for a run of so many steps."""
-        self.machine = matmul_rate()
+    def __init__(self, sizes: Config, steps: int, machines: int = 1):
+        """A meter for a run of so many steps, on so many times what is measured here."""
+        self.machine = machines * matmul_rate()
         self._flops = training_flops(sizes)
         self._steps = steps
         self.start(0)

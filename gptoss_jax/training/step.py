@@ -1,6 +1,7 @@
 """The training step: gradients over microbatches, one update, compiled once."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import tree_flatten_with_path, tree_unflatten
 
+from gptoss_jax import sharding
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
-from gptoss_jax.training import objective, optimizer
+from gptoss_jax.training import objective, optimizer, spread
 from gptoss_jax.training.packing import Batch
+from gptoss_jax.training.qat import pack
 from gptoss_jax.training.settings import Settings
 
 Params = dict[str, jax.Array]
@@ -39,20 +44,24 @@ class State:
 class Trainer:
     """The functions of a run: `init`, `train_step`, `eval_step`, all to be jitted.
 
-    Not done here: data, compiling, saving; more than one device.
+    Over a mesh the loss is one `shard_map`, and its gradient outside of it sums what devices share.
+    Not done here: data, compiling, saving.
 
     Attributes:
       config: the training config.
       sizes: the network's.
+      mesh: None for one device.
     """
 
-    def __init__(self, config: Settings, sizes: Config):
+    def __init__(self, config: Settings, sizes: Config, mesh: Mesh | None = None):
         self.config = config
         self.sizes = sizes
+        self.mesh = mesh
+        self._split = sharding.split_of(sizes, dict(mesh.shape) if mesh else {})
         self._dtype = jnp.dtype(config.dtype)
         like = abstract(sizes, dtype=self._dtype, param_dtype=jnp.float32, packed_experts=False)
         leaves, self._treedef = tree_flatten_with_path(like)
-        self.paths = [_dotted(path) for path, _ in leaves]
+        self.paths = [spread.dotted(path) for path, _ in leaves]
         self._optimizer = optimizer.optimizer(config, self.paths)
         self._schedule = optimizer.schedule(config)
 
@@ -68,9 +77,29 @@ class Trainer:
         params = dict(zip(self.paths, jax.tree.leaves(model), strict=True))
         return State(params, self._optimizer.init(params), jnp.zeros((), jnp.int32))
 
+    def abstract_state(self) -> State:
+        """`jax.ShapeDtypeStruct` leaves like those of `init`, with where they are to lie."""
+        like = jax.eval_shape(self.init)
+        where = spread.state_shardings(like, self.sizes, self.mesh)
+        return jax.tree.map(
+            lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), like, where
+        )
+
     def model(self, params: Params) -> GptOss:
         """The network with these parameters."""
         return tree_unflatten(self._treedef, [params[path] for path in self.paths])
+
+    def packed(self, params: Params) -> GptOss:
+        """The model to be shipped, `qat.pack`."""
+        model = self.model(params)
+        if self.mesh is None:
+            return pack(model)
+        specs = sharding.parameter_specs(model, self._split)
+        packed_specs = sharding.parameter_specs(jax.eval_shape(pack, model), self._split)
+        over = jax.shard_map(
+            pack, mesh=self.mesh, in_specs=(specs,), out_specs=packed_specs, check_vma=False
+        )
+        return jax.jit(over)(model)
 
     def train_step(self, state: State, batches: Batch, *, qat: bool) -> tuple[State, Metrics]:
         """One update from microbatches [A, B, T].
@@ -115,17 +144,20 @@ class Trainer:
         return self._model_loss(self.model(params), batch, qat)
 
     def _model_loss(self, model: GptOss, batch: Batch, qat: bool):
-        return objective.loss(
-            model,
-            batch,
+        loss = functools.partial(
+            objective.loss,
             balance_coefficient=self.config.balance_coefficient,
             qat=qat,
             remat=self.config.remat,
         )
-
-
-def _dotted(path: Any) -> str:
-    return keystr(path, simple=True, separator=".").removesuffix(".value")
+        if self.mesh is None:
+            return loss(model, batch)
+        specs = (sharding.parameter_specs(model, self._split), sharding.batch_spec(self._split))
+        # What is the same everywhere in the results is so by the code's own sums.
+        over = jax.shard_map(
+            loss, mesh=self.mesh, in_specs=specs, out_specs=(P(), P()), check_vma=False
+        )
+        return over(model, batch)
 
 
 def _weighted(metrics: Metrics) -> Metrics:

@@ -96,7 +96,7 @@ def final_state(config_path, tokenizer):
         trainer = Trainer(config, settings.model_config(config, tokenizer.vocab_size))
         with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
             assert checkpoints.latest == STEPS
-            return checkpoints.load(jax.eval_shape(trainer.init))
+            return checkpoints.load(trainer.abstract_state())
 
     return of
 

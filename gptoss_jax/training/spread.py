@@ -1,0 +1,158 @@
+"""A run over a mesh: where its state and its batches lie, and what its processes agree on."""
+
+import json
+import math
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey, keystr, tree_map_with_path
+
+from gptoss_jax import sharding
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import Config
+from gptoss_jax.training.packing import Batch
+from gptoss_jax.training.settings import Settings
+
+
+def choose_mesh(config: Settings, sizes: Config, asked: str | None) -> Mesh | None:
+    """The mesh of `--mesh`, else as many devices on `fsdp` as the rows of a batch are divided by.
+
+    Args:
+      config: the training config.
+      sizes: of its network.
+      asked: the flag's text, None where it was not given.
+
+    Returns:
+      None where one device is all there is, or asked for.
+
+    Raises:
+      UserError: the text is no mesh, or not one that the network or the batch divides by.
+    """
+    devices = jax.devices()
+    shape = default_shape(config, sizes, len(devices)) if asked is None else sharding.parse(asked)
+    if asked is None and shape:
+        print(f"mesh {sharding.describe(shape)}; choose with --mesh", file=sys.stderr)
+    mesh = check(config, sizes, sharding.make_mesh(sizes, shape, devices))
+    if jax.process_count() > len({device.process_index for device in mesh.devices.flat}):
+        raise UserError(
+            f"--mesh {sharding.describe(shape)} leaves whole processes without a device"
+        )
+    return mesh if mesh.size > 1 or jax.process_count() > 1 else None
+
+
+def default_shape(config: Settings, sizes: Config, devices: int) -> dict[str, int]:
+    """Everything on `fsdp` as far as rows and weights divide, the rest unused."""
+    rows = config.batch_size // config.accumulation
+    widths = (rows, sizes.hidden_size, 2 * sizes.expert_width)
+    fsdp = max(n for n in range(1, devices + 1) if not math.gcd(*widths) % n)
+    return {"fsdp": fsdp} if fsdp > 1 else {}
+
+
+def check(config: Settings, sizes: Config, mesh: Mesh) -> Mesh:
+    """The mesh, if this run can use it.
+
+    Raises:
+      UserError: an axis has no use in training, or its batch is not divided.
+    """
+    split = sharding.split_of(sizes, dict(mesh.shape))
+    if split.sequence:
+        raise UserError("the mesh's context is for long prompts; put those devices on fsdp")
+    rows = config.batch_size // config.accumulation
+    ways = math.prod(mesh.shape[axis] for axis in split.batch)
+    if rows % ways:
+        raise UserError(
+            f"{ways} parts of the batch (data x fsdp) do not divide its {rows} rows "
+            "(config.batch_size / config.accumulation)"
+        )
+    return mesh
+
+
+def state_shardings(state: Any, sizes: Config, mesh: Mesh | None) -> Any:
+    """A tree like a training state's: each parameter's sharding, in the optimizer's trees too."""
+    if mesh is None:
+        return jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
+    split = sharding.split_of(sizes, dict(mesh.shape))
+
+    def where(path, leaf) -> Sharding:
+        keys = [key.key for key in path if isinstance(key, DictKey)]
+        if not keys or not leaf.ndim:
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, sharding.parameter_spec(keys[-1], split, leaf.ndim))
+
+    return tree_map_with_path(where, state)
+
+
+def own_part(rows: int, sizes: Config, mesh: Mesh | None) -> tuple[int, int]:
+    """(which part of a batch's rows this process feeds, of how many).
+
+    Processes whose devices have the same rows feed the same ones.
+    """
+    if mesh is None:
+        return 0, 1
+    where = NamedSharding(mesh, _rows(sizes, mesh))
+    indices: Any = where.addressable_devices_indices_map((rows,)).values()
+    held = [rows_of[0].indices(rows)[:2] for rows_of in indices]
+    first, last = min(start for start, _ in held), max(stop for _, stop in held)
+    return first // (last - first), rows // (last - first)
+
+
+def placed(batch: Batch, sizes: Config, mesh: Mesh | None, *, whole: bool) -> Batch:
+    """A batch [..., B, T] on the devices.
+
+    Args:
+      batch: on the host.
+      sizes: of the network.
+      mesh: where it goes.
+      whole: every process has all of it, not its part alone.
+    """
+    if mesh is None:
+        return batch
+
+    def place(x: np.ndarray) -> jax.Array:
+        spec = P(*(None,) * (x.ndim - 2), *_rows(sizes, mesh))
+        where = NamedSharding(mesh, spec)
+        if whole:
+            return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+        return jax.make_array_from_process_local_data(where, x)
+
+    return jax.tree.map(place, batch)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is set in any process; all are to ask at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def from_all(value: Any) -> list[Any]:
+    """The JSON value of every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays of all devices as this process's own, for a writer."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def dotted(path: Any) -> str:
+    """A parameter's path in a model, as "layers.3.attention.w_q_AD"."""
+    return keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def _rows(sizes: Config, mesh: Mesh) -> P:
+    return sharding.batch_spec(sharding.split_of(sizes, dict(mesh.shape)))

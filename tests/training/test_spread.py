@@ -1,0 +1,87 @@
+"""Training over a mesh: the numbers of one device, and whose part is whose."""
+
+import jax
+import numpy as np
+import pytest
+
+from gptoss_jax import sharding
+from gptoss_jax.errors import UserError
+from gptoss_jax.training import settings, spread
+from gptoss_jax.training.feed import Feed
+from gptoss_jax.training.sources import open_sources
+from gptoss_jax.training.step import Trainer, compiled, in_parts
+
+MESHES = ("data=2", "fsdp=4", "fsdp=2,expert=2", "data=2,expert=2,tensor=2")
+
+
+@pytest.fixture
+def sizes(config, tokenizer):
+    config.batch_size, config.accumulation = 8, 2
+    return settings.model_config(config, tokenizer.vocab_size)
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compiling is most of the time here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def stepped(config, sizes, rows, mesh):
+    """(state, metrics) after one step, and where the state's parameters lie."""
+    trainer = Trainer(config, sizes, mesh)
+    where = jax.tree.map(lambda x: x.sharding, trainer.abstract_state())
+    state = jax.jit(trainer.init, out_shardings=where)()
+    batch = spread.placed(in_parts(rows, 2), sizes, mesh, whole=True)
+
+    def step(state, batch):
+        return trainer.train_step(state, batch, qat=True)
+
+    return compiled(step, state, batch, donate=(0,))(state, batch)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_step_is_that_of_one_device(config, tokenizer, sizes):
+    source = open_sources(config, tokenizer).train
+    rows = Feed(source, rows=8, length=128, open_rows=2, seed=0).batch()
+    alone, metrics = stepped(config, sizes, rows, None)
+    for text in MESHES:
+        mesh = sharding.make_mesh(sizes, sharding.parse(text), jax.devices())
+        over, its = stepped(config, sizes, rows, mesh)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(its[name], value, rtol=1e-5, err_msg=f"{text} {name}")
+        for path, expected in alone.optimizer[1][0].mu.items():
+            got = np.asarray(over.optimizer[1][0].mu[path])
+            # Adam's mean after one step is a tenth of the gradient, clipped.
+            far = np.abs(got - expected).max() / np.ptp(expected)
+            assert far <= 1e-5, (text, path, far)
+        if "fsdp" in text:
+            held = over.params["layers.0.attention.w_q_AD"].addressable_shards[0].data.size
+            assert held < alone.params["layers.0.attention.w_q_AD"].size
+
+
+def test_the_default_takes_the_devices_that_rows_and_widths_divide_by(config, sizes):
+    assert spread.default_shape(config, sizes, 8) == {"fsdp": 4}
+    assert spread.default_shape(config, sizes, 3) == {"fsdp": 2}
+    assert spread.default_shape(config, sizes, 1) == {}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "error"),
+    [
+        ("fsdp=8", r"8 parts of the batch \(data x fsdp\) do not divide its 4 rows"),
+        ("context=2", "context is for long prompts"),
+        ("expert=3", "expert=3 does not divide 4 experts"),
+    ],
+)
+def test_a_mesh_without_a_use_is_refused(config, sizes, mesh, error):
+    with pytest.raises(UserError, match=error):
+        spread.choose_mesh(config, sizes, mesh)
+
+
+def test_one_process_feeds_all_rows(sizes):
+    mesh = sharding.make_mesh(sizes, {"fsdp": 4}, jax.devices())
+    assert spread.own_part(8, sizes, mesh) == (0, 1)
+    assert spread.from_all({"a": [1]}) == [{"a": [1]}]
+    assert spread.any_of(True) and not spread.any_of(False)
