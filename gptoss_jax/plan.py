@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
@@ -10,11 +11,14 @@ from gptoss_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gptoss_jax.model.config import Config
+    from gptoss_jax.planning.jobs import Job
     from gptoss_jax.planning.report import Report
 
 _EXAMPLES = [
     "--model 120b --topology v5e:2x4 --batch 8 --context 8192",
     "--model 20b",
+    "--model 120b --topology v6e:2x4 --batch max",
+    "--task train --config configs/nano.py --topology v5e:2x2",
 ]
 _GIB = 2**30
 
@@ -26,10 +30,14 @@ def build_parser() -> argparse.ArgumentParser:
         "Compiles a model for devices that are not here and says whether it fits.",
         _EXAMPLES,
     )
-    model = parser.add_argument_group("Model")
-    model.add_argument("--model", metavar="20b|120b|DIR", required=True)
-    model.add_argument("--batch", type=cli.number(int, 1), default=1, metavar="B")
-    model.add_argument("--context", type=cli.number(int, 1), default=8192, metavar="T")
+    work = parser.add_argument_group("Work")
+    work.add_argument("--task", choices=["generate", "train"], default="generate")
+    work.add_argument("--model", metavar="20b|120b|DIR", help="to generate with")
+    work.add_argument(
+        "--batch", type=_batch, default=1, metavar="B|max", help="sequences; max: as many as fit"
+    )
+    work.add_argument("--context", type=cli.number(int, 1), default=8192, metavar="T")
+    work.add_argument("--config", metavar="FILE", help="what to train, as `train` takes it")
     parallelism = parser.add_argument_group("Parallelism")
     parallelism.add_argument(
         "--topology", metavar="CHIP:SHAPE", help="v5e:2x4, h100:8; without it a table over slices"
@@ -37,35 +45,67 @@ def build_parser() -> argparse.ArgumentParser:
     parallelism.add_argument("--mesh", metavar="AXIS=N,…", help="as expert=4,tensor=2")
     output = parser.add_argument_group("Output")
     output.add_argument("--json", action="store_true", help="print one JSON object a slice")
+    output.add_argument("--plot", metavar="FILE.png", type=Path, help="memory beside capacity")
     return parser
+
+
+def _batch(text: str) -> int | None:
+    """None: the largest."""
+    return None if text == "max" else int(cli.number(int, 1)(text))
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Plans one slice, or goes through the common ones."""
+    _check(arguments)
     import jax
 
-    from gptoss_jax import sharding
     from gptoss_jax.planning import report
 
     # A compiler without its device cannot load what the cache holds, and warns.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = _config(arguments.model)
-    batch, context = arguments.batch, arguments.context
-    if arguments.topology:
-        shape = sharding.parse(arguments.mesh) if arguments.mesh else None
-        rows = [_one(config, arguments.topology, shape, batch, context)]
-    elif arguments.mesh:
-        raise UserError("--mesh goes with --topology: a table chooses for each slice")
-    else:
-        rows = report.table(config, batch, context)
+    job = _job(arguments)
+    rows = [_one(job, arguments)] if arguments.topology else report.table(job)
     if arguments.json:
         for row in rows:
-            print(json.dumps({"topology": row.slice.name} | row.as_dict(batch)))
+            print(json.dumps({"topology": row.slice.name} | row.as_dict()))
     else:
-        _print(rows, batch)
+        _print(rows)
+    if arguments.plot:
+        from gptoss_jax.planning import picture
+
+        picture.draw(rows, arguments.plot)
 
 
-def _config(model: str) -> "Config":
+def _check(arguments: argparse.Namespace) -> None:
+    training = arguments.task == "train"
+    if training and (arguments.model or not arguments.config):
+        raise UserError("--task train takes --config FILE, which has the model's sizes")
+    if not training and (arguments.config or not arguments.model):
+        raise UserError("give --model 20b, 120b or a checkpoint; --config goes with --task train")
+    if arguments.batch is None and (training or not arguments.topology):
+        raise UserError("--batch max goes with --topology, and with --task generate")
+    if arguments.mesh and not arguments.topology:
+        raise UserError("--mesh goes with --topology: a table chooses for each slice")
+    if arguments.plot and arguments.plot.suffix != ".png":
+        raise UserError(f"--plot {arguments.plot}: give a file that ends with .png")
+    if arguments.plot and not arguments.plot.absolute().parent.is_dir():
+        raise UserError(f"--plot {arguments.plot}: no such directory")
+
+
+def _job(arguments: argparse.Namespace) -> "Job":
+    from gptoss_jax.planning.jobs import Generate, Train
+
+    if arguments.task == "generate":
+        return Generate(_sizes(arguments.model), arguments.batch or 1, arguments.context)
+    from gptoss_jax.text import tokenizer_for
+    from gptoss_jax.training import settings
+
+    config = settings.load(arguments.config)
+    vocabulary = tokenizer_for(None, config.tokenizer or None).vocab_size
+    return Train(config, settings.model_config(config, vocabulary))
+
+
+def _sizes(model: str) -> "Config":
     from gptoss_jax.loading import checkpoint_directory
     from gptoss_jax.model.config import PRESETS, check_directory, read_config
 
@@ -76,38 +116,47 @@ def _config(model: str) -> "Config":
     return read_config(directory)
 
 
-def _one(config: "Config", name: str, shape, batch: int, context: int) -> "Report":
+def _one(job: "Job", arguments: argparse.Namespace) -> "Report":
+    from gptoss_jax import sharding
     from gptoss_jax.planning import report
+    from gptoss_jax.planning.jobs import Generate
     from gptoss_jax.topology import NoCompilerError
 
+    name, mesh = arguments.topology, arguments.mesh
+    shape = sharding.parse(mesh) if mesh else None
     try:
-        return report.report(config, name, shape, batch, context)
+        if arguments.batch is None and isinstance(job, Generate):
+            return report.largest_batch(job, name, shape)
+        return report.report(job, name, shape)
     except NoCompilerError as error:
+        if arguments.batch is None:
+            raise
         print(f"note: by arithmetic: {error}", file=sys.stderr)
-        return report.estimate(config, name, shape, batch, context)
+        return report.estimate(job, name, shape)
 
 
-def _print(rows: "list[Report]", batch: int) -> None:
+def _print(rows: "list[Report]") -> None:
     head = ("slice", "mesh", "capacity", "weights", "cache", "other", "peak", "fits", "bound", "by")
-    lines = [head, *(_cells(row, batch) for row in rows)]
+    lines = [head, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip())
     print(
-        "GiB a device. other: temporaries and padding. bound: tokens/s of decode if memory ran at "
-        "its rated speed and nothing else took time; no measurement.",
+        "GiB a device. weights: in training with the optimizer's moments. other: temporaries and "
+        "padding. bound: tokens/s if memory (in training arithmetic) ran at its rated speed and "
+        "nothing else took time; no measurement.",
         file=sys.stderr,
     )
 
 
-def _cells(row: "Report", batch: int) -> tuple[str, ...]:
+def _cells(row: "Report") -> tuple[str, ...]:
     from gptoss_jax import sharding
 
     capacity, counted = row.slice.chip.capacity, row.counted
     sizes = (capacity, counted.weights, counted.kv_cache, row.temporaries, row.peak)
     spare = (capacity - row.peak) / _GIB
     fits = f"{'yes' if row.fits else 'no'} ({spare:+.2f})"
-    bound = f"{row.tokens_per_second(batch):.0f}"
+    bound = f"{row.tokens_per_second:.0f}"
     by = "arithmetic" if row.compiled is None else "compiler"
     shown = (f"{size / _GIB:.2f}" for size in sizes)
     return (row.slice.name, sharding.describe(row.shape), *shown, fits, bound, by)

@@ -5,12 +5,17 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import PRESETS
-from gptoss_jax.planning import arithmetic, program, report
+from gptoss_jax.model.transformer import abstract
+from gptoss_jax.planning import arithmetic, cache, picture, program, report, search
 from gptoss_jax.planning.chips import GIB, slice_of
+from gptoss_jax.planning.jobs import Generate
+from gptoss_jax.training import settings
 
 requires_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -92,8 +97,74 @@ def test_a_topology_that_is_none_is_refused(name, message):
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
+    job = Generate(PRESETS["120b"], 1, 8192)
     with pytest.raises(UserError, match="expert=3 does not divide 128 experts"):
-        report.estimate(PRESETS["120b"], "h100:8", {"expert": 3}, 1, 8192)
+        report.estimate(job, "h100:8", {"expert": 3})
+    with pytest.raises(UserError, match="fsdp is for --task train"):
+        report.estimate(job, "h100:8", {"fsdp": 2})
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("", "give --model 20b, 120b or a checkpoint"),
+        ("--model 20b --batch max", "--batch max goes with --topology"),
+        ("--model 20b --mesh expert=2", "--mesh goes with --topology"),
+        ("--model 20b --task train", "--task train takes --config FILE"),
+        ("--model 20b --plot memory.pdf", "give a file that ends with .png"),
+        ("--model 20b --plot none/memory.png", "no such directory"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(words, error):
+    with pytest.raises(UserError, match=error):
+        plan_verb.main(plan_verb.build_parser().parse_args(words.split()))
+
+
+@pytest.mark.parametrize("guess", [1, 37, 500])
+@pytest.mark.parametrize("step", [1, 4])
+def test_the_largest_batch(guess, step):
+    asked = []
+
+    def peak(batch):
+        asked.append(batch)
+        return 100 + 3 * batch + (5 if batch > 40 else 0)
+
+    found = search.largest(peak, 100 + 3 * 61 + 5, guess, step)
+    assert found == 61 // step * step
+    assert len(asked) == len(set(asked)) <= 12
+    assert search.largest(peak, 102, guess, step) is None
+
+
+def test_training_counts_three_copies_in_float32(tmp_path):
+    config = settings.defaults()
+    sizes = settings.model_config(config, 512)
+    held = sum(x.size for x in jax.tree.leaves(abstract(sizes, packed_experts=False)))
+    assert arithmetic.count_training(sizes, {}).weights == 3 * 4 * held
+    over = arithmetic.count_training(sizes, {"fsdp": 4}).weights
+    assert 3 * held < over < 1.1 * 3 * held
+
+
+def test_a_result_is_kept_until_what_it_depends_on_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def ask():
+        asked.append(1)
+        return {"peak": len(asked)}
+
+    assert cache.cached({"a": 1}, ask) == cache.cached({"a": 1}, ask) == {"peak": 1}
+    assert cache.cached({"a": 2}, ask) == {"peak": 2}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    assert cache.cached({"a": 1}, ask) == {"peak": 3}
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no place to write
+    assert cache.cached({"a": 1}, ask) == {"peak": 4}
+
+
+def test_the_picture_shows_every_slice(tmp_path):
+    job = Generate(PRESETS["20b"], 1, 8192)
+    rows = [report.estimate(job, name, None) for name in ("v5e:2x2", "h100:1")]
+    picture.draw(rows, tmp_path / "memory.png")
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_where_no_compiler_is_installed_arithmetic_says_so():
@@ -106,9 +177,13 @@ def test_where_no_compiler_is_installed_arithmetic_says_so():
 
 
 @requires_libtpu
-def test_nano_compiled_for_a_slice():
-    shown = plan("--model", "nano", "--topology", "v5e:2x2", "--context", "1024", "--json")
+def test_nano_compiled_for_a_slice(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ("--model", "nano", "--topology", "v5e:2x2", "--context", "1024", "--json")
+    shown = plan(*words)
     assert shown.returncode == 0, shown.stderr
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/dev/null")  # no compiler is asked again
+    assert plan(*words).stdout == shown.stdout
     row = json.loads(shown.stdout)
     assert row["fits"] and row["mesh"] == "expert=4"
     assert row["bytes"]["peak"] < GIB // 4

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from gptoss_jax import sharding
 from gptoss_jax.model.cache import Cache
 from gptoss_jax.model.config import Config
-from gptoss_jax.model.transformer import abstract
+from gptoss_jax.model.transformer import GptOss, abstract
 
 _DRAWS = 4096
 _EXPERTS = ("w_gate_up_EDF", "b_gate_up_EF", "w_down_EFD", "b_down_ED")
@@ -25,16 +25,16 @@ class Bytes:
     """Bytes of the busiest device, without padding.
 
     Attributes:
-      weights: its part of the parameters.
+      weights: its part of the parameters; in training of their master copy and its two moments.
       kv_cache: its part of the cache.
       decode_minimum: what one decode step of all sequences must read and write: the packed experts
         that are active, everything else of the weights but the embedding's unread rows, the keys
-        and values of the whole context, and the logits.
+        and values of the whole context, and the logits. None in training.
     """
 
     weights: int
     kv_cache: int
-    decode_minimum: int
+    decode_minimum: int | None
 
 
 def count(config: Config, shape: Mapping[str, int], batch: int, context: int) -> Bytes:
@@ -47,12 +47,9 @@ def count(config: Config, shape: Mapping[str, int], batch: int, context: int) ->
       context: positions of each.
     """
     split = sharding.split_of(config, shape)
-
-    def ways(axes: sharding.Axes) -> int:
-        return math.prod(shape[axis] for axis in axes)
-
+    ways = _ways(shape)
     own = batch // ways(split.batch)
-    sizes = _parameter_bytes(config, split, ways)
+    sizes = _parameter_bytes(abstract(config), split, ways)
     experts = sum(size for path, size in sizes.items() if any(name in path for name in _EXPERTS))
     table = sizes["embedding_VD"]
     dense = sum(sizes.values()) - experts - table
@@ -67,6 +64,17 @@ def count(config: Config, shape: Mapping[str, int], batch: int, context: int) ->
         kv_cache=_cache_bytes(config, own, context, kv_heads),
         decode_minimum=round(experts * active / held) + dense + own * row + read + logits,
     )
+
+
+def count_training(config: Config, shape: Mapping[str, int]) -> Bytes:
+    """Counts what training keeps between steps; arguments as `count` has them."""
+    model = abstract(config, param_dtype=jnp.float32, packed_experts=False)
+    sizes = _parameter_bytes(model, sharding.split_of(config, shape), _ways(shape))
+    return Bytes(weights=3 * sum(sizes.values()), kv_cache=0, decode_minimum=None)
+
+
+def _ways(shape: Mapping[str, int]) -> Callable[[sharding.Axes], int]:
+    return lambda axes: math.prod(shape[axis] for axis in axes)
 
 
 @functools.cache
@@ -86,10 +94,10 @@ def busiest(experts: int, active: int, rows: int, parts: int) -> float:
     return total / _DRAWS
 
 
-def _parameter_bytes(config: Config, split: sharding.Split, ways) -> dict[str, int]:
+def _parameter_bytes(model: GptOss, split: sharding.Split, ways) -> dict[str, int]:
     """Bytes of one device's part, by dotted path."""
     found = {}
-    for path, leaf in tree_leaves_with_path(abstract(config)):
+    for path, leaf in tree_leaves_with_path(model):
         dotted = keystr(path, simple=True, separator=".")
         spec = sharding.parameter_spec(dotted, split, leaf.ndim)
         parts = math.prod(ways(_tuple(axes)) for axes in spec if axes)

@@ -1,7 +1,9 @@
 """The real programs, compiled for devices that are not here."""
 
 import dataclasses
+import functools
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,14 +12,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules
+from gptoss_jax.inference.generator import chunk_size
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning.chips import GIB
+from gptoss_jax.training.packing import Batch
+from gptoss_jax.training.settings import Settings
+from gptoss_jax.training.step import Trainer
 
 _COLLECTIVE = re.compile(
     r" = (.+?) "
@@ -43,11 +50,36 @@ class Compiled:
     collectives: dict[str, tuple[int, int]] | None
 
 
-def compile_decode(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
-    """Decoding: up to 32 tokens of every sequence a call."""
+def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+    """Decoding, up to 32 tokens of every sequence a call, and a prefill chunk of long prompts.
+
+    The peak is the larger one; the collectives are decode's.
+    """
     programs, model, state, rules = _arguments(config, mesh, batch, context)
     steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
-    return _compiled(programs.decode, mesh, model, state, rules, steps)
+    chunk = jax.ShapeDtypeStruct((batch, chunk_size(context)), jnp.int32)
+    added = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    chunk, added = _placed((chunk, added), programs.batch, mesh)
+    with ThreadPoolExecutor(2) as both:
+        decode = both.submit(_compiled, programs.decode, mesh, model, state, rules, steps)
+        arguments = (model, chunk, added, state, rules)
+        prefill = both.submit(_compiled, programs.prefill, mesh, *arguments)
+        found = decode.result()
+        return dataclasses.replace(found, peak=max(found.peak, prefill.result().peak))
+
+
+def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
+    """A training step, with experts through MXFP4 if the config ever has them so."""
+    trainer = Trainer(settings, sizes, mesh)
+    length, parts = settings.data.sequence_length, settings.accumulation
+    shape = (parts, settings.batch_size // parts, length)
+    spec = P(None, *sharding.batch_spec(sharding.split_of(sizes, dict(mesh.shape))))
+    integers = jax.ShapeDtypeStruct(shape, jnp.int32)
+    weights = jax.ShapeDtypeStruct(shape, jnp.float32)
+    batch = Batch(integers, integers, weights, integers, integers)
+    step = functools.partial(trainer.train_step, qat=settings.qat_start >= 0)
+    function = jax.jit(step, donate_argnums=0)
+    return _compiled(function, mesh, trainer.abstract_state(), _placed(batch, spec, mesh))
 
 
 def _arguments(config: Config, mesh: Mesh, batch: int, context: int):

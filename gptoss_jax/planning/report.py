@@ -4,22 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from gptoss_jax import sharding
-from gptoss_jax.errors import UserError
-from gptoss_jax.model.config import Config
-from gptoss_jax.planning import arithmetic
+from gptoss_jax.planning import search
 from gptoss_jax.planning.arithmetic import Bytes
+from gptoss_jax.planning.cache import cached, versions
 from gptoss_jax.planning.chips import COMMON, GIB, Slice, slice_of
-from gptoss_jax.planning.program import Compiled, compile_decode
+from gptoss_jax.planning.jobs import Generate, Job
+from gptoss_jax.planning.program import Compiled
 from gptoss_jax.topology import NoCompilerError, devices_of
 
 # Where arithmetic leaves a slice this near to its capacity, only the compiler knows.
 _CLOSE = 0.1
 # Arithmetic's guess of temporaries and padding: what the compilers show for both published models.
 _OVERHEAD = 0.03
-_TEMPORARIES = GIB // 4
+_TEMPORARIES = GIB // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +25,14 @@ class Report:
     """Whether a network fits a slice, per device.
 
     Attributes:
+      job: what it is to do.
       slice: which.
       shape: of the mesh.
       counted: bytes by arithmetic.
       compiled: by the compiler; None where there is none, or none was asked for.
     """
 
+    job: Job
     slice: Slice
     shape: dict[str, int]
     counted: Bytes
@@ -62,14 +62,16 @@ class Report:
         capacity = self.slice.chip.capacity
         return abs(self.peak - capacity) <= _CLOSE * capacity
 
-    def tokens_per_second(self, batch: int) -> float:
-        """The roofline bound of decode: every sequence's token once the least bytes are read."""
-        return batch * self.slice.chip.bandwidth / self.counted.decode_minimum
+    @property
+    def tokens_per_second(self) -> float:
+        """The roofline bound of the job, no measurement."""
+        return self.job.bound(self.slice, self.counted)
 
-    def as_dict(self, batch: int) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The JSON object of `plan --json`."""
         compiled = self.compiled
-        return {
+        batch = {"batch": self.job.batch} if isinstance(self.job, Generate) else {}
+        return batch | {
             "fits": self.fits,
             "devices": self.slice.devices,
             "mesh": sharding.describe(self.shape),
@@ -82,54 +84,86 @@ class Report:
             },
             "decode_bytes": {"minimum": self.counted.decode_minimum},
             "collectives": _collectives(compiled),
-            "bound_tokens_per_second": self.tokens_per_second(batch),
-            "compiled_with": None if compiled is None else f"jax {jax.__version__}",
+            "bound_tokens_per_second": self.tokens_per_second,
+            "compiled_with": None if compiled is None else _compiled_with(self.slice),
         }
 
 
-def report(
-    config: Config, name: str, shape: Mapping[str, int] | None, batch: int, context: int
-) -> Report:
-    """Compiles decode for a slice.
+def report(job: Job, name: str, shape: Mapping[str, int] | None) -> Report:
+    """Compiles a job for a slice, or finds what was compiled before.
 
     Args:
-      config: the network.
+      job: what to do.
       name: of the slice.
-      shape: of the mesh; None: the default.
-      batch: sequences.
-      context: positions of each.
+      shape: of the mesh; None: the job's default.
 
     Raises:
+      NoCompilerError: none is installed that knows the slice.
       UserError: an unknown slice, or a mesh that does not divide.
     """
-    counted = estimate(config, name, shape, batch, context)
-    devices = devices_of(name)
-    mesh = sharding.make_mesh(config, counted.shape, devices)
-    return dataclasses.replace(counted, compiled=compile_decode(config, mesh, batch, context))
+    counted = estimate(job, name, shape)
+
+    def ask() -> dict[str, Any]:
+        mesh = sharding.make_mesh(job.sizes, counted.shape, devices_of(name))
+        return dataclasses.asdict(job.compiled(mesh))
+
+    found = cached(job.question() | {"slice": name, "mesh": counted.shape}, ask)
+    return dataclasses.replace(counted, compiled=Compiled(**found))
 
 
-def estimate(
-    config: Config, name: str, shape: Mapping[str, int] | None, batch: int, context: int
-) -> Report:
+def estimate(job: Job, name: str, shape: Mapping[str, int] | None) -> Report:
     """As `report` by arithmetic alone."""
     where = slice_of(name)
-    chosen = sharding.default_shape(config, where.devices) if shape is None else dict(shape)
-    sharding.check(config, chosen, where.devices)
-    if batch % chosen.get("data", 1):
-        raise UserError(f"--batch {batch}: data={chosen['data']} of the mesh does not divide it")
-    return Report(where, chosen, arithmetic.count(config, chosen, batch, context), None)
+    chosen = job.default_shape(where.devices) if shape is None else dict(shape)
+    job.check(chosen, where.devices)
+    return Report(job, where, chosen, job.count(chosen), None)
 
 
-def table(config: Config, batch: int, context: int) -> list[Report]:
+def table(job: Job) -> list[Report]:
     """Common slices, the cheapest that fit first; compiled where arithmetic cannot tell."""
-    rows = [estimate(config, name, None, batch, context) for name in COMMON]
+    rows = [estimate(job, name, None) for name in COMMON]
     for i, row in enumerate(rows):
         if row.is_close:
             try:
-                rows[i] = report(config, row.slice.name, None, batch, context)
+                rows[i] = report(job, row.slice.name, None)
             except NoCompilerError:  # no compiler for it here: arithmetic stands, marked as such
                 continue
     return sorted(rows, key=lambda row: (not row.fits, row.slice.hourly))
+
+
+def largest_batch(job: Generate, name: str, shape: Mapping[str, int] | None) -> Report:
+    """The report of the largest batch that fits; where not even the least does, of that.
+
+    Args:
+      job: its batch is where the search begins for want of a better guess.
+      name: of the slice.
+      shape: of the mesh; None: the default.
+    """
+    chosen = estimate(job, name, shape).shape
+    step = chosen.get("data", 1)
+
+    def of(batch: int) -> Report:
+        return report(dataclasses.replace(job, batch=batch), name, chosen)
+
+    capacity = slice_of(name).chip.capacity
+    one, two = (job.count(chosen).kv_cache for job in (_with(job, step), _with(job, 2 * step)))
+    spare = capacity - estimate(_with(job, step), name, chosen).peak
+    guess = step + int(max(0, spare) // (two - one)) * step
+    found = search.largest(lambda batch: of(batch).peak, capacity, guess, step)
+    return of(found or step)
+
+
+def _with(job: Generate, batch: int) -> Generate:
+    return dataclasses.replace(job, batch=batch)
+
+
+def _compiled_with(where: Slice) -> str:
+    found = versions()
+    compilers = (
+        ("libtpu",) if where.chip.platform == "tpu" else ("jax-cuda12-plugin", "jax-cuda13-plugin")
+    )
+    names = [f"{name} {found[name]}" for name in ("jax", "jaxlib", *compilers) if name in found]
+    return ", ".join(names)
 
 
 def _collectives(compiled: Compiled | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,7 +38,8 @@ def choose_mesh(config: Settings, sizes: Config, asked: str | None) -> Mesh | No
     shape = default_shape(config, sizes, len(devices)) if asked is None else sharding.parse(asked)
     if asked is None and shape:
         print(f"mesh {sharding.describe(shape)}; choose with --mesh", file=sys.stderr)
-    mesh = check(config, sizes, sharding.make_mesh(sizes, shape, devices))
+    mesh = sharding.make_mesh(sizes, shape, devices)
+    check(config, sizes, shape)
     if jax.process_count() > len({device.process_index for device in mesh.devices.flat}):
         raise UserError(
             f"--mesh {sharding.describe(shape)} leaves whole processes without a device"
@@ -53,23 +55,18 @@ def default_shape(config: Settings, sizes: Config, devices: int) -> dict[str, in
     return {"fsdp": fsdp} if fsdp > 1 else {}
 
 
-def check(config: Settings, sizes: Config, mesh: Mesh) -> Mesh:
-    """The mesh, if this run can use it.
-
-    Raises:
-      UserError: an axis has no use in training, or its batch is not divided.
-    """
-    split = sharding.split_of(sizes, dict(mesh.shape))
+def check(config: Settings, sizes: Config, shape: Mapping[str, int]) -> None:
+    """Raises a UserError if an axis has no use in training, or the batch is not divided."""
+    split = sharding.split_of(sizes, shape)
     if split.sequence:
         raise UserError("the mesh's context is for long prompts; put those devices on fsdp")
     rows = config.batch_size // config.accumulation
-    ways = math.prod(mesh.shape[axis] for axis in split.batch)
+    ways = math.prod(shape[axis] for axis in split.batch)
     if rows % ways:
         raise UserError(
             f"{ways} parts of the batch (data x fsdp) do not divide its {rows} rows "
             "(config.batch_size / config.accumulation)"
         )
-    return mesh
 
 
 def state_shardings(state: Any, sizes: Config, mesh: Mesh | None) -> Any:

@@ -120,7 +120,8 @@ class Trainer:
 
         first = jax.tree.map(lambda leaf: leaf[0], batches)
         like = jax.eval_shape(lambda: self._loss(state.params, first, qat)[1])
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, like))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), nothing)
         (gradient, metrics), _ = jax.lax.scan(add, zeros, batches)
         weight = jnp.maximum(metrics["weight_sum"], 1.0)
         gradient = jax.tree.map(lambda g: g / weight, gradient)

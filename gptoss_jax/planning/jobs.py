@@ -1,0 +1,108 @@
+"""What a slice is to do: generate, or train."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from gptoss_jax import sharding
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import Config
+from gptoss_jax.planning import arithmetic, program
+from gptoss_jax.planning.arithmetic import Bytes
+from gptoss_jax.planning.chips import Slice
+from gptoss_jax.planning.program import Compiled
+from gptoss_jax.training import spread
+from gptoss_jax.training.settings import Settings, fields
+from gptoss_jax.training.speed import training_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """A batch of sequences of a context's length.
+
+    Attributes:
+      sizes: of the network.
+      batch: sequences, over the whole mesh.
+      context: positions of each.
+    """
+
+    sizes: Config
+    batch: int
+    context: int
+
+    def default_shape(self, devices: int) -> dict[str, int]:
+        """Of the mesh, where none is asked for."""
+        return sharding.default_shape(self.sizes, devices)
+
+    def check(self, shape: Mapping[str, int], devices: int) -> None:
+        """Raises a UserError for a mesh that is of no use here."""
+        sharding.check(self.sizes, shape, devices)
+        if shape.get("fsdp", 1) > 1:
+            raise UserError("fsdp is for --task train; use expert, tensor or data")
+        if self.batch % shape.get("data", 1):
+            raise UserError(
+                f"--batch {self.batch}: data={shape['data']} of the mesh does not divide it"
+            )
+
+    def count(self, shape: Mapping[str, int]) -> Bytes:
+        """Bytes by arithmetic."""
+        return arithmetic.count(self.sizes, shape, self.batch, self.context)
+
+    def compiled(self, mesh: Mesh) -> Compiled:
+        """By the compiler: decode and a prefill chunk."""
+        return program.compile_generate(self.sizes, mesh, self.batch, self.context)
+
+    def bound(self, where: Slice, counted: Bytes) -> float:
+        """Tokens/s if decode's least bytes moved at the memory's rate and nothing took time."""
+        assert counted.decode_minimum is not None
+        return self.batch * where.chip.bandwidth / counted.decode_minimum
+
+    def question(self) -> dict[str, Any]:
+        """What the answer of a compiler depends on."""
+        sizes = dataclasses.asdict(self.sizes)
+        return {"task": "generate", "sizes": sizes, "batch": self.batch, "context": self.context}
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Steps of a training config.
+
+    Attributes:
+      settings: the config.
+      sizes: of its network.
+    """
+
+    settings: Settings
+    sizes: Config
+
+    def default_shape(self, devices: int) -> dict[str, int]:
+        """Of the mesh, where none is asked for."""
+        return spread.default_shape(self.settings, self.sizes, devices)
+
+    def check(self, shape: Mapping[str, int], devices: int) -> None:
+        """Raises a UserError for a mesh that is of no use here."""
+        sharding.check(self.sizes, shape, devices)
+        spread.check(self.settings, self.sizes, shape)
+
+    def count(self, shape: Mapping[str, int]) -> Bytes:
+        """Bytes by arithmetic: float32 parameters and two moments; no cache."""
+        return arithmetic.count_training(self.sizes, shape)
+
+    def compiled(self, mesh: Mesh) -> Compiled:
+        """By the compiler: a step."""
+        return program.compile_train(self.settings, self.sizes, mesh)
+
+    def bound(self, where: Slice, counted: Bytes) -> float:
+        """Tokens/s if the multiplications went at the chips' bfloat16 rate."""
+        del counted
+        return where.chip.flops * where.devices / training_flops(self.sizes)
+
+    def question(self) -> dict[str, Any]:
+        """What the answer of a compiler depends on."""
+        sizes = dataclasses.asdict(self.sizes)
+        return {"task": "train", "sizes": sizes, "settings": fields(self.settings)}
+
+
+Job = Generate | Train
