@@ -12,7 +12,7 @@ from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import PRESETS
 from gptoss_jax.model.transformer import abstract
-from gptoss_jax.planning import arithmetic, cache, picture, program, report, search
+from gptoss_jax.planning import arithmetic, cache, hlo, picture, program, report, search, traffic
 from gptoss_jax.planning.chips import GIB, slice_of
 from gptoss_jax.planning.jobs import Generate
 from gptoss_jax.training import settings
@@ -74,6 +74,71 @@ def test_collectives_of_a_text():
         "all-reduce": (2, 2 * 8 * 2880 * 4),
         "all-gather": (1, (4 * 16 + 8 * 16) * 2),
     }
+
+
+PROGRAM = """
+HloModule jit_f, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%row (table: u8[8,100], at: s32[]) -> f32[100] {
+  %table = u8[8,100]{1,0:T(8,128)(4,1)} parameter(0)
+  %retiled = u8[8,100]{1,0} copy(%table)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = u8[1,100]{1,0} dynamic-slice(%retiled, %at, %zero), dynamic_slice_sizes={1,100}
+  %flat = u8[100]{0} bitcast(%slice)
+  ROOT %wide = f32[100]{0} convert(%flat)
+}
+
+%body (state: (s32[], u8[8,100])) -> (s32[], u8[8,100]) {
+  %state = (s32[]{:S(6)}, u8[8,100]{1,0}) parameter(0)
+  %i = s32[]{:S(6)} get-tuple-element(%state), index=0
+  %t = u8[8,100]{1,0} get-tuple-element(%state), index=1
+  %read = f32[100]{0} fusion(%t, %i), kind=kLoop, calls=%row, metadata={op_name="LOOP/while/body/a"}
+  %none = f32[]{:S(1)} constant(0)
+  %sum = f32[]{:T(128)} reduce(%read, %none), dimensions={0}, to_apply=%add
+  ROOT %next = (s32[]{:S(6)}, u8[8,100]{1,0}) tuple(%i, %t)
+}
+
+%more (s: (s32[], u8[8,100])) -> pred[] {
+  %s = (s32[]{:S(6)}, u8[8,100]{1,0}) parameter(0)
+  ROOT %true = pred[]{:S(6)} constant(true)
+}
+
+ENTRY %main (table: u8[8,100]) -> u8[8,100] {
+  %table = u8[8,100]{1,0} parameter(0)
+  %begin = s32[]{:S(6)} constant(0)
+  %start = (s32[]{:S(6)}, u8[8,100]{1,0}) tuple(%begin, %table)
+  %while = (s32[]{:S(6)}, /*index=1*/u8[8,100]{1,0}) while(%start), condition=%more, body=%body
+  ROOT %out = u8[8,100]{1,0} get-tuple-element(%while), index=1
+}
+"""
+
+
+@pytest.mark.parametrize("scope", ["rounds_3", "expert_tiles"])
+def test_bytes_of_a_program_counted_by_hand(scope):
+    module = hlo.parse(PROGRAM.replace("LOOP", scope))
+    assert traffic.moved(module, {"expert_tiles": 3}) == 3 * (100 + 400 + 400 + 4)
+
+
+def test_a_large_loop_of_unknown_rounds_is_refused():
+    huge = PROGRAM.replace("[100]", "[1000000]").replace("LOOP", "x")
+    with pytest.raises(KeyError, match="while"):
+        traffic.moved(hlo.parse(huge), {})
+    assert traffic.moved(hlo.parse(PROGRAM.replace("LOOP", "x")), {}) == 904
+
+
+def test_rounds_of_decode():
+    rounds = arithmetic.decode_rounds(PRESETS["20b"], {}, 1, 8192)
+    assert rounds == {"decode_steps": 1, "active_experts": 4, "expert_tiles": 4, "cache_pages": 16}
+    over = arithmetic.decode_rounds(PRESETS["20b"], {"expert": 4}, 64, 8192)
+    # 256 pairs over 4 devices of 8 experts in tiles of 32: nearly all experts have one.
+    assert 8 <= over["expert_tiles"] < 9
 
 
 def test_what_a_compiler_refuses():
@@ -188,3 +253,5 @@ def test_nano_compiled_for_a_slice(tmp_path, monkeypatch):
     assert row["fits"] and row["mesh"] == "expert=4"
     assert row["bytes"]["peak"] < GIB // 4
     assert row["compiled_with"].startswith("jax ")
+    assert row["collectives"]["all-reduce"]["count"] == 2 * 6 + 1
+    assert row["decode_bytes"]["compiled"] > row["decode_bytes"]["minimum"]

@@ -132,6 +132,7 @@ def decode(
 
     batch = state.token_B.shape[0]
     carry = (jnp.int32(0), state, jnp.full((batch, MOST_STEPS), -1, jnp.int32))
-    _, state, out_BS = jax.lax.while_loop(unfinished, step, carry)
+    with jax.named_scope("decode_steps"):
+        _, state, out_BS = jax.lax.while_loop(unfinished, step, carry)
     out_BS = sharding.gathered(out_BS, batch_axes, axis=0)
     return state, out_BS, _all_done(state, batch_axes)

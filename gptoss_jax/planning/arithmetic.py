@@ -11,7 +11,9 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gptoss_jax import sharding
-from gptoss_jax.model.cache import Cache
+from gptoss_jax.kernels.attention.xla import PAGES_A_BLOCK
+from gptoss_jax.kernels.moe.pairs import tile_size
+from gptoss_jax.model.cache import PAGE, Cache
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
@@ -78,20 +80,39 @@ def _ways(shape: Mapping[str, int]) -> Callable[[sharding.Axes], int]:
 
 
 @functools.cache
-def busiest(experts: int, active: int, rows: int, parts: int) -> float:
+def busiest(experts: int, active: int, rows: int, parts: int, tile: int | None = None) -> float:
     """How many experts are active on the device that has most, expected under uniform routing.
 
-    Drawn 4,096 times with a fixed seed: a closed form exists for the mean only, which is less.
+    With a tile, how many tiles of so many (row, expert) pairs there are of them. Drawn 4,096 times
+    with a fixed seed: a closed form exists for the mean only, which is less.
     """
     rng = np.random.default_rng(0)
     total = 0
     for _ in range(_DRAWS):
         scores = rng.random((rows, experts))
         chosen = np.argpartition(scores, active - 1, axis=1)[:, :active]
-        hit = np.zeros(experts, bool)
-        hit[chosen] = True
-        total += hit.reshape(parts, -1).sum(1).max()
+        pairs = np.bincount(chosen.reshape(-1), minlength=experts)
+        rounds = -(-pairs // (tile or rows))
+        total += rounds.reshape(parts, -1).sum(1).max()
     return total / _DRAWS
+
+
+def decode_rounds(
+    config: Config, shape: Mapping[str, int], batch: int, context: int
+) -> dict[str, float]:
+    """How often decode's loops go round in one step, by the names of their scopes.
+
+    On the busiest device, expected under uniform routing, every sequence at its context's end.
+    """
+    split, ways = sharding.split_of(config, shape), _ways(shape)
+    own, parts = batch // ways(split.batch), ways(split.experts)
+    size = tile_size(own * config.experts_per_token, config.num_experts // parts)
+    return {
+        "decode_steps": 1,
+        "active_experts": busiest(config.num_experts, config.experts_per_token, own, parts),
+        "expert_tiles": busiest(config.num_experts, config.experts_per_token, own, parts, size),
+        "cache_pages": -(-context // (PAGES_A_BLOCK * PAGE)),
+    }
 
 
 def _parameter_bytes(model: GptOss, split: sharding.Split, ways) -> dict[str, int]:

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import re
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
+from gptoss_jax.planning import arithmetic, hlo, traffic
 from gptoss_jax.planning.chips import GIB
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.settings import Settings
@@ -43,11 +46,13 @@ class Compiled:
       peak: arguments (weights, cache and the rest, tiles' padding included), temporaries, and
         results that are no argument's memory. Of a program refused for want of memory, its wish.
       collectives: kind -> (how many, bytes of their results), in the text of the program: one in a
-        loop counts once. None where there is no program, or this jaxlib cannot read its text back.
+        loop counts once. None where there is no program.
+      decode_bytes: read and written in one step of decode, see `planning.traffic`.
     """
 
     peak: int
     collectives: dict[str, tuple[int, int]] | None
+    decode_bytes: float | None = None
 
 
 def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
@@ -61,7 +66,9 @@ def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Co
     added = jax.ShapeDtypeStruct((batch,), jnp.int32)
     chunk, added = _placed((chunk, added), programs.batch, mesh)
     with ThreadPoolExecutor(2) as both:
-        decode = both.submit(_compiled, programs.decode, mesh, model, state, rules, steps)
+        rounds = arithmetic.decode_rounds(config, dict(mesh.shape), batch, context)
+        arguments = (model, state, rules, steps)
+        decode = both.submit(_compiled, programs.decode, mesh, *arguments, rounds=rounds)
         arguments = (model, chunk, added, state, rules)
         prefill = both.submit(_compiled, programs.prefill, mesh, *arguments)
         found = decode.result()
@@ -104,21 +111,30 @@ def _placed(tree: Any, specs: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, specs, tree)
 
 
-def _compiled(function: Any, mesh: Mesh, *arguments: Any) -> Compiled:
-    try:
-        with jax.set_mesh(mesh):
-            compiled = function.lower(*arguments).compile()
-    except jax.errors.JaxRuntimeError as error:
-        return Compiled(_needed(str(error).splitlines()[0]), None)
+def _compiled(
+    function: Any, mesh: Mesh, *arguments: Any, rounds: dict[str, float] | None = None
+) -> Compiled:
+    """What the compiler says; with the rounds of its loops also what the program moves."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Written by the compiler, because jaxlib 0.10.2 cannot read most TPU programs back.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            with jax.set_mesh(mesh):
+                compiled = function.lower(*arguments).compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            return Compiled(_needed(str(error).splitlines()[0]), None)
+        text = _last_text(Path(folder))
     memory = compiled.memory_analysis()
     used, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    try:
-        text = compiled.as_text()
-    except (jax.errors.JaxRuntimeError, RuntimeError):
-        text = None
-    found = None if text is None else collectives(text)
-    return Compiled(used + temporary + max(0, results), found)
+    moved = None if rounds is None else traffic.moved(hlo.parse(text), rounds)
+    return Compiled(used + temporary + max(0, results), collectives(text), moved)
+
+
+def _last_text(folder: Path) -> str:
+    """The scheduled program's."""
+    (file,) = folder.glob("*after_optimizations.txt")
+    return file.read_text(encoding="utf-8")
 
 
 def _needed(refusal: str) -> int:

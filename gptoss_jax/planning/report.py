@@ -82,7 +82,10 @@ class Report:
                 "temporaries": self.temporaries,
                 "peak": self.peak,
             },
-            "decode_bytes": {"minimum": self.counted.decode_minimum},
+            "decode_bytes": {
+                "minimum": self.counted.decode_minimum,
+                "compiled": None if compiled is None else compiled.decode_bytes,
+            },
             "collectives": _collectives(compiled),
             "bound_tokens_per_second": self.tokens_per_second,
             "compiled_with": None if compiled is None else _compiled_with(self.slice),

@@ -252,6 +252,28 @@ def test_expert_matmul(name, rows, dtype):
 
 
 @pytest.mark.parametrize("rows", [1, 19])
+def test_expert_matmul_in_tiles(rows, monkeypatch):
+    monkeypatch.setattr(expert_matmul, "_TILE_BYTES", 2 * 16 * 64)
+    rng = np.random.default_rng(0)
+    w = mxfp4.encode(jnp.asarray(rng.normal(size=(3, 192, 64)), jnp.float32))
+    x = jnp.asarray(rng.normal(size=(rows, 192)), jnp.float32)
+    text = jax.jit(expert_matmul._packed_tiles).lower(x, w, jnp.asarray(2)).as_text(debug_info=True)
+    assert "rounds_3" in text
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
+    for expert in (0, 2):
+        actual = jax.jit(expert_matmul._packed_tiles)(x, w, jnp.asarray(expert))
+        check(actual, np.asarray(x, np.float64) @ dense[expert], "float32")
+
+
+@pytest.mark.parametrize(
+    ("groups", "n", "tile"),
+    [(90, 5760, 30), (90, 2880, 30), (4, 256, 4), (3, 10**6, 3), (45, 10**6, 45), (128, 2880, 64)],
+)
+def test_tiles_of_whole_groups(groups, n, tile):
+    assert expert_matmul._groups_a_tile(groups, n) == tile
+
+
+@pytest.mark.parametrize("rows", [1, 19])
 def test_expert_matmul_of_an_array(rows):
     w = make_experts("arrays").w_down
     x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, WIDTH)), jnp.float32)

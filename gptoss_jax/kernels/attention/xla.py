@@ -15,7 +15,7 @@ from gptoss_jax.kernels.attention import reference
 _MAX_SCORES = 2**25
 # Causal attention over the whole sequence wastes (1 + 1/n) / 2 of its work with n spans.
 _SPANS = 8
-_PAGES = 4  # a step of the running softmax
+PAGES_A_BLOCK = 4  # a step of the running softmax
 
 
 def attend_aligned(
@@ -118,7 +118,7 @@ def attend_cache(
     shape = (batch, kv_heads, heads // kv_heads, queries)
     q_BTKGH = q_BTNH.astype(k_BPKHS.dtype)
     q_BTKGH = q_BTKGH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    block = min(_PAGES, pages)
+    block = min(PAGES_A_BLOCK, pages)
 
     def body(index, carry):
         largest, total, out = carry
@@ -144,6 +144,7 @@ def attend_cache(
     sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, -1, 1)
     carry = (jnp.broadcast_to(sinks, shape), jnp.ones(shape), jnp.zeros((*shape, head_dim)))
     steps = jnp.minimum(position_BT.max() // (block * page) + 1, -(-pages // block))
-    _, total, out = jax.lax.fori_loop(0, steps, body, carry)
+    with jax.named_scope("cache_pages"):
+        _, total, out = jax.lax.fori_loop(0, steps, body, carry)
     out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)

@@ -69,7 +69,8 @@ def few_rows(
         return y_RD + share_R1 * _mlp(x_RD, experts, expert)
 
     empty = jnp.zeros(x_RD.shape, jnp.float32)
-    return lax.fori_loop(0, chosen_E.sum(), add_expert, empty)
+    with jax.named_scope("active_experts"):
+        return lax.fori_loop(0, chosen_E.sum(), add_expert, empty)
 
 
 def many_rows(
@@ -89,6 +90,7 @@ def many_rows(
 
     # Overwritten where it counts. Zeros would be shared by all layers: live all along, and copied.
     y_PD = jnp.broadcast_to(x_RD[:1], (len(pairs.row_P), x_RD.shape[-1]))
-    y_PD = lax.fori_loop(0, pairs.num_tiles, compute_tile, y_PD)
+    with jax.named_scope("expert_tiles"):
+        y_PD = lax.fori_loop(0, pairs.num_tiles, compute_tile, y_PD)
     y_RXD = y_PD[pairs.place_RX].astype(jnp.float32) * weight_RX.astype(jnp.float32)[..., None]
     return jnp.where(chosen_RX[..., None] < experts.num_experts, y_RXD, 0.0).sum(1)
