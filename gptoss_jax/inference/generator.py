@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import MOST_STEPS, Rules
-from gptoss_jax.inference.programs import Programs
+from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
@@ -207,6 +207,7 @@ class Generator:
 
     def _timed(self, name, function, arguments):
         began = time.perf_counter()
-        program = function.lower(*arguments).compile()
+        options = compiler_options(self._platform)
+        program = function.lower(*arguments).compile(compiler_options=options)
         self._report(f"compiled {name} in {time.perf_counter() - began:.1f} s")
         return program

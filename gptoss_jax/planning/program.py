@@ -18,7 +18,7 @@ from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules
 from gptoss_jax.inference.generator import chunk_size
-from gptoss_jax.inference.programs import Programs
+from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
@@ -118,6 +118,7 @@ def _compiled(
     with tempfile.TemporaryDirectory() as folder:
         # Written by the compiler, because jaxlib 0.10.2 cannot read most TPU programs back.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options |= compiler_options(next(iter(mesh.devices.flat)).platform)
         try:
             with jax.set_mesh(mesh):
                 compiled = function.lower(*arguments).compile(compiler_options=options)
