@@ -37,7 +37,10 @@ CONFIG = Config(
     max_context=256,
 )
 GOLDEN = Path(__file__).parent / "sharding_golden.json"
-GOLDEN_MESHES = ("expert=8", "expert=4,tensor=2", "data=2,expert=32,tensor=2", "expert=128")
+GOLDEN_MESHES = (
+    *("expert=8", "expert=4,tensor=2", "data=2,expert=32,tensor=2", "expert=128"),
+    "fsdp=4,expert=8",
+)
 
 
 def shapes(devices: int, axes: tuple[str, ...]) -> list[dict[str, int]]:
@@ -247,7 +250,9 @@ def test_a_mesh_is_read(text, shape):
     "text", ["", "expert", "expert=0", "expert=-1", "model=2", "expert=2,expert=2"]
 )
 def test_what_is_no_mesh_is_refused(text):
-    with pytest.raises(UserError, match="is no axis=size; axes are data, context, expert, tensor"):
+    with pytest.raises(
+        UserError, match="is no axis=size; axes are data, fsdp, context, expert, tensor"
+    ):
         sharding.parse(text)
 
 
