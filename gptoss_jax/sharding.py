@@ -5,7 +5,8 @@ and rows of the vocabulary, and names here what is to be summed or gathered. Out
 the same code is the single-device model, and every function here leaves its argument alone.
 
     data      the batch; parameters are replicated over it
-    fsdp      in training, the batch too, and every weight: a layer gathers its own as it begins
+    fsdp      in training, the batch too; experts where their number divides, and every other
+              weight: a layer gathers its own as it begins
     context   the tokens of a long prompt, in prefill
     expert    the experts; with `tensor` also attention heads and the vocabulary
     tensor    as `expert`, and the experts too where their number divides
@@ -27,8 +28,9 @@ from gptoss_jax.model.config import Config
 
 AXES = ("data", "fsdp", "context", "expert", "tensor")
 Axes = tuple[str, ...]
-# What heads, vocabulary and experts may be split over, the best first.
+# What heads and vocabulary may be split over, and experts, the best first.
 _MODEL_AXES: tuple[Axes, ...] = (("expert", "tensor"), ("expert",), ("tensor",), ())
+_EXPERT_AXES = (("fsdp", "expert", "tensor"), ("fsdp", "expert"), *_MODEL_AXES)
 
 # The dimensions of each parameter that are split, by the fields of `Split`.
 _PARAMETERS: dict[str, tuple[str | None, ...]] = {
@@ -46,14 +48,16 @@ _PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "w_router_ED": (None, "fsdp"),
     "b_router_E": (),
     # Packed: blocks [E, K/2, N] have the experts first as the scales [E K/32, N] do.
-    "w_gate_up_EDF": ("experts", None, "fsdp"),
+    "w_gate_up_EDF": ("experts", None, "expert_columns"),
     "b_gate_up_EF": ("experts",),
-    "w_down_EFD": ("experts", None, "fsdp"),
+    "w_down_EFD": ("experts", None, "expert_columns"),
     "b_down_ED": ("experts",),
     "scale_D": (),
 }
 # Of scales, which have one axis less.
-_SCALES = ("experts", "fsdp")
+_SCALES = ("experts", "expert_columns")
+# What a layer gathers as it begins.
+_GATHERED = ("fsdp", "expert_columns")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +66,14 @@ class Split:
 
     Attributes:
       batch: sequences.
-      fsdp: the weights' axes that nothing else splits.
+      fsdp: the dense weights' axes that nothing else splits.
       sequence: the tokens of a prefill chunk.
       heads: query heads, and with them the sinks.
       kv_heads: key and value heads; (), though `heads` is not, where devices outnumber them: each
         then computes the one its query heads need.
       vocab: rows of the embedding and the unembedding.
-      experts: whole experts.
+      experts: whole experts; axes that split the batch too come first.
+      expert_columns: the outputs of an expert's weights, where `experts` leaves `fsdp` unused.
     """
 
     batch: Axes = ()
@@ -78,6 +83,7 @@ class Split:
     kv_heads: Axes = ()
     vocab: Axes = ()
     experts: Axes = ()
+    expert_columns: Axes = ()
 
 
 def split_of(config: Config, shape: Mapping[str, int]) -> Split:
@@ -86,22 +92,25 @@ def split_of(config: Config, shape: Mapping[str, int]) -> Split:
     def ways(axes: Axes) -> int:
         return math.prod(shape.get(axis, 1) for axis in axes)
 
-    def first(fits: Callable[[int], bool]) -> Axes:
-        return tuple(a for a in next(a for a in _MODEL_AXES if fits(ways(a))) if ways((a,)) > 1)
+    def first(fits: Callable[[int], bool], choices: Sequence[Axes] = _MODEL_AXES) -> Axes:
+        return tuple(a for a in next(a for a in choices if fits(ways(a))) if ways((a,)) > 1)
 
     def heads_fit(n: int) -> bool:
         shared = config.num_kv_heads % n == 0 or n % config.num_kv_heads == 0
         return config.num_heads % n == 0 and shared
 
     heads = first(heads_fit)
+    experts = first(lambda n: config.num_experts % n == 0, _EXPERT_AXES)
+    fsdp = ("fsdp",) if ways(("fsdp",)) > 1 else ()
     return Split(
         batch=tuple(axis for axis in ("data", "fsdp") if ways((axis,)) > 1),
-        fsdp=("fsdp",) if ways(("fsdp",)) > 1 else (),
+        fsdp=fsdp,
         sequence=("context",) if ways(("context",)) > 1 else (),
         heads=heads,
         kv_heads=heads if config.num_kv_heads % ways(heads) == 0 else (),
         vocab=first(lambda n: config.vocab_size % n == 0),
-        experts=first(lambda n: config.num_experts % n == 0),
+        experts=experts,
+        expert_columns=() if "fsdp" in experts else fsdp,
     )
 
 
@@ -122,6 +131,24 @@ def gathered(x: jax.Array, axes: Axes, axis: int) -> jax.Array:
     return jax.lax.all_gather(x, axes, axis=axis % x.ndim, tiled=True) if axes else x
 
 
+def scattered(x: jax.Array, axes: Axes, axis: int) -> jax.Array:
+    """This device's part, along an axis, of the sum over the devices."""
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True) if axes else x
+
+
+def exchanged(x: jax.Array, into: jax.Array, sizes: Sequence[jax.Array], axes: Axes) -> jax.Array:
+    """`into` with the slices of x that all devices sent here; for `sizes` see `ragged_all_to_all`.
+
+    Args:
+      x: [P, D], a slice for each device.
+      into: [C, D].
+      sizes: int32 arrays, one element a device: where its slice begins, its length, where it is to
+        begin there, the length of what comes from there.
+      axes: of the mesh.
+    """
+    return jax.lax.ragged_all_to_all(x, into, *sizes, axis_name=axes)
+
+
 def place(axes: Axes) -> jax.Array | int:
     """Which of the parts is this device's, from 0."""
     return jax.lax.axis_index(axes) if axes else 0
@@ -140,13 +167,16 @@ def from_left(x: jax.Array, axes: Axes) -> jax.Array:
 
 def whole(module: Any, config: Config) -> Any:
     """A module with its weights gathered over `fsdp`; backwards their gradients are scattered."""
-    axes = current(config).fsdp
-    if not axes:
+    split = current(config)
+    if not split.fsdp:
         return module
 
     def gather(path, x):
         dims = _dims(keystr(path, simple=True, separator="."), x.ndim)
-        return gathered(x, axes, dims.index("fsdp")) if "fsdp" in dims else x
+        for axis, dim in enumerate(dims):
+            if dim in _GATHERED:
+                x = gathered(x, getattr(split, dim), axis)
+        return x
 
     return tree_map_with_path(gather, module)
 
@@ -231,13 +261,13 @@ def describe(shape: Mapping[str, int]) -> str:
 def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
     expert, tensor = shape.get("expert", 1), shape.get("tensor", 1)
     fsdp = shape.get("fsdp", 1)
-    if math.gcd(config.hidden_size, 2 * config.expert_width) % fsdp:
-        return (
-            f"fsdp={fsdp} does not divide both {config.hidden_size} and {2 * config.expert_width}"
-        )
     if config.num_experts % expert:
         return f"expert={expert} does not divide {config.num_experts} experts"
     split = split_of(config, shape)
+    columns = 2 * config.expert_width if split.expert_columns else 0
+    if math.gcd(config.hidden_size, columns) % fsdp:
+        widths = f"both {config.hidden_size} and {columns}" if columns else config.hidden_size
+        return f"fsdp={fsdp} does not divide {widths}"
     if tensor > 1 and "tensor" not in split.heads + split.experts:
         return (
             f"tensor={tensor} divides neither what expert={expert} leaves of "

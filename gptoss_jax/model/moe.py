@@ -1,5 +1,7 @@
 """The router and its experts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,7 @@ from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.moe import Experts, moe
 from gptoss_jax.model.attention import normal
 from gptoss_jax.model.config import Config
+from gptoss_jax.model.dispatch import dispatch
 
 _encode = jax.jit(mxfp4.encode)  # traced once for all layers
 
@@ -55,15 +58,28 @@ class MoE(nnx.Module):
         """
         x_RD = x_BTD.reshape(-1, x_BTD.shape[-1])
         logits_RE, chosen_RX, weight_RX = self.route(x_RD)
-        split = sharding.current(self.config).experts
-        held = self.config.num_experts // sharding.parts(split)
-        # An id that is none of this device's experts is no expert's: `held`.
-        local_RX = chosen_RX - sharding.place(split) * held
-        is_here = (local_RX >= 0) & (local_RX < held)
+        split = sharding.current(self.config)
+        # Rows are exchanged over axes that split them too; over the others they are everywhere.
+        rows = tuple(axis for axis in split.experts if axis in split.batch)
+        rest = tuple(axis for axis in split.experts if axis not in split.batch)
+        held = self.config.num_experts // sharding.parts(split.experts)
+        holder_RX = chosen_RX // held
+        is_here = holder_RX % sharding.parts(rest) == sharding.place(rest)
         if real_BT is not None:
             is_here &= real_BT.reshape(-1, 1)
-        local_RX = jnp.where(is_here, local_RX, held)
-        experts = Experts(
+        # Ids among the experts that this device's exchange reaches; the first beyond: none of them.
+        reached = holder_RX // sharding.parts(rest) * held + chosen_RX % held
+        reached = jnp.where(is_here, reached, held * sharding.parts(rows))
+        mixture = functools.partial(moe, experts=self._experts())
+        if rows:
+            y_RD = dispatch(x_RD, reached, weight_RX, mixture, held=held, axes=rows)
+        else:
+            y_RD = mixture(x_RD, reached, weight_RX)
+        y_RD = sharding.total(y_RD, rest)
+        return y_RD.astype(x_BTD.dtype).reshape(x_BTD.shape), logits_RE
+
+    def _experts(self) -> Experts:
+        return Experts(
             self.w_gate_up_EDF.get_value(),
             self.b_gate_up_EF[...],
             self.w_down_EFD.get_value(),
@@ -71,5 +87,3 @@ class MoE(nnx.Module):
             alpha=self.config.swiglu_alpha,
             limit=self.config.swiglu_limit,
         )
-        y_RD = sharding.total(moe(x_RD, local_RX, weight_RX, experts), split)
-        return y_RD.astype(x_BTD.dtype).reshape(x_BTD.shape), logits_RE

@@ -46,7 +46,9 @@ def attend_aligned(
     if first_key_BT is None:
         first_key_BT = jnp.zeros((batch, queries), jnp.int32)
     seen = keys if window is None else window
-    block = max(8, min(256, _MAX_SCORES // (batch * heads * seen)))
+    # With a window a block of queries scores the keys of the window before it too.
+    largest = 256 if window is None else min(256, max(64, window))
+    block = max(8, min(largest, _MAX_SCORES // (batch * heads * seen)))
     if queries <= block:
         return _span(q_BTNH, k_BKHS, v_BKHS, sinks_N, first_key_BT, window, queries)
     blocks = -(-queries // block)
