@@ -5,7 +5,8 @@ import json
 import platform
 import sys
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
+from gptoss_jax.errors import UserError
 
 _EXAMPLES = [
     "model --preset 20b",
@@ -28,11 +29,15 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--tokens", type=cli.number(int, 2), default=32, metavar="N")
     model.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     model.add_argument("--json", action="store_true", help="one JSON object")
+    cli.add_parallelism(model)
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
+    if arguments.mesh and not arguments.checkpoint:
+        raise UserError("--mesh is for a whole model: give --checkpoint; layers take one device")
+    distributed.join(arguments)
     import jax
 
     result: dict = {
@@ -51,10 +56,12 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _whole(arguments: argparse.Namespace) -> dict:
     from gptoss_jax.benchmarks import whole
+    from gptoss_jax.loading import checkpoint_directory, choose_mesh
+    from gptoss_jax.model.config import read_config
 
-    measured = whole.measure(
-        arguments.checkpoint, arguments.prompt, arguments.tokens, arguments.dtype
-    )
+    checkpoint = checkpoint_directory(arguments.checkpoint)
+    mesh = choose_mesh(read_config(checkpoint), arguments.mesh)
+    measured = whole.measure(checkpoint, arguments.prompt, arguments.tokens, arguments.dtype, mesh)
     return {"checkpoint": arguments.checkpoint, **measured}
 
 

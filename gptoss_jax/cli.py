@@ -32,6 +32,17 @@ def parser(verb: str, description: str, examples: list[str]) -> argparse.Argumen
     return result
 
 
+def add_parallelism(parser: argparse.ArgumentParser) -> None:
+    """The flags of verbs that run a model: its mesh, and the processes of one run."""
+    group = parser.add_argument_group("Parallelism")
+    group.add_argument(
+        "--mesh",
+        metavar="AXIS=N,…",
+        help="as expert=4,tensor=2; without it all devices, chosen by the model's sizes",
+    )
+    distributed.add_flags(parser)
+
+
 def number(kind: type[int] | type[float], least: float, most: float | None = None):
     """An argparse type: a number in least..most."""
 

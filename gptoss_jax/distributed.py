@@ -76,6 +76,11 @@ def joined() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def prints() -> bool:
+    """Whether this is the process that prints, and writes what one process is to write."""
+    return _own_stderr is None
+
+
 def unmute() -> str:
     """Lets a process that fails say so; gives what to put before its words."""
     global _own_stderr
@@ -124,7 +129,7 @@ def _check(coordinator: str | None, number: int | None, identity: int | None) ->
 def _in_cluster() -> bool:
     """Whether the environment is that of one process of several."""
     env = os.environ
-    slurm = int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    slurm = env.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
     return slurm or kubernetes or "," in env.get("TPU_WORKER_HOSTNAMES", "")
 
@@ -153,5 +158,4 @@ def _filter_native_output() -> None:
 def _mute() -> None:
     global _own_stderr
     _own_stderr = sys.stderr
-    # As long as the process lives.
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process lives)

@@ -48,13 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="bfloat16",
         help="what activations are computed in (%(default)s)",
     )
-    parallelism = parser.add_argument_group("Parallelism")
-    parallelism.add_argument(
-        "--mesh",
-        metavar="AXIS=N,…",
-        help="as expert=4,tensor=2; without it all devices, chosen by the model's sizes",
-    )
-    distributed.add_flags(parser)
+    cli.add_parallelism(parser)
     prompt = parser.add_argument_group("Prompt")
     prompt.add_argument("prompt", metavar="PROMPT|-", nargs="?", help="-: read standard input")
     prompt.add_argument("--system", metavar="TEXT", help="a system message of the chat API's kind")

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.inference.generator import Generator
 from gptoss_jax.inference.sampling import Sampling
 
 
-def measure(checkpoint: Path, prompt: int, tokens: int, dtype: str) -> dict[str, float]:
+def measure(
+    checkpoint: Path, prompt: int, tokens: int, dtype: str, mesh: Mesh | None
+) -> dict[str, float]:
     """Prefills `prompt` random tokens and decodes `tokens`, greedily, batch of one.
+
+    Over a mesh, or on one device where that is None.
 
     Returns:
       seconds, tokens a second (compilation apart), and the maximum resident set in bytes.
     """
     began = time.perf_counter()
-    model = load_model(checkpoint, dtype=jnp.dtype(dtype))
+    model = load_model(checkpoint, dtype=jnp.dtype(dtype), mesh=mesh)
     load_s = time.perf_counter() - began
     generator = Generator(model, [], np.array([], np.int32))
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UserError
 from gptoss_jax.training.tasks import SKILLS, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
@@ -116,6 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")
     parser.add_argument("--card", type=Path, help="a model card to write the table into")
+    cli.add_parallelism(parser)
     return parser.parse_args()
 
 
@@ -125,10 +126,14 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    from gptoss_jax.loading import load
+    from gptoss_jax.loading import checkpoint_directory, choose_mesh, load
+    from gptoss_jax.model.config import read_config
     from gptoss_jax.training.export import master_model
 
-    model, tokenizer = load(arguments.checkpoint, dtype=arguments.dtype)
+    distributed.join(arguments)
+    config = read_config(checkpoint_directory(arguments.checkpoint))
+    mesh = choose_mesh(config, arguments.mesh)
+    model, tokenizer = load(arguments.checkpoint, dtype=arguments.dtype, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{arguments.checkpoint}: has no tokenizer")
 
@@ -143,7 +148,7 @@ def _main(arguments: argparse.Namespace) -> None:
     sampled = measured(model, 1.0, max(1, arguments.count // 2))
     text = report(scores, master, sampled, _command(arguments))
     print(text)
-    if arguments.card:
+    if arguments.card and distributed.prints():
         into_card(arguments.card, text)
 
 
