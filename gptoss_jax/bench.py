@@ -11,6 +11,7 @@ from gptoss_jax.errors import UserError
 _EXAMPLES = [
     "model --preset 20b",
     "model --preset 20b --checkpoint ~/gpt-oss-20b --prompt 512 --tokens 32 --json",
+    "scaling --chip v5e",
 ]
 
 
@@ -30,11 +31,31 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     model.add_argument("--json", action="store_true", help="one JSON object")
     cli.add_parallelism(model)
+    scaling = benchmarks.add_parser(
+        "scaling",
+        help="what limits decode from 8 to 256 TPU chips, from compiled programs; runs nowhere",
+        allow_abbrev=False,
+    )
+    scaling.add_argument("--preset", choices=["20b", "120b"], default="120b", help="which model")
+    scaling.add_argument("--chip", choices=["v5e", "v6e"], default="v5e")
+    scaling.add_argument(
+        "--batch",
+        type=cli.number(int, 1),
+        nargs="+",
+        default=[1, 8, 32],
+        metavar="B",
+        help="sequences a chip",
+    )
+    scaling.add_argument("--context", type=cli.number(int, 1), default=8192, metavar="T")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
+    {"model": _model, "scaling": _scaling}[arguments.benchmark](arguments)
+
+
+def _model(arguments: argparse.Namespace) -> None:
     if arguments.mesh and not arguments.checkpoint:
         raise UserError("--mesh is for a whole model: give --checkpoint; layers take one device")
     distributed.join(arguments)
@@ -52,6 +73,23 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps(result))
     else:
         _print(result)
+
+
+def _scaling(arguments: argparse.Namespace) -> None:
+    import jax
+
+    from gptoss_jax.benchmarks import scaling
+    from gptoss_jax.model.config import PRESETS
+
+    # A compiler without its device cannot load what the cache holds, and warns.
+    jax.config.update("jax_enable_compilation_cache", False)
+    points = []
+    for chips in scaling.SLICES:
+        for batch in arguments.batch:
+            print(f"{chips} chips, {batch} sequences each", file=sys.stderr)
+            preset = PRESETS[arguments.preset]
+            points += scaling.measure(preset, arguments.chip, chips, batch, arguments.context)
+    print(scaling.table(points))
 
 
 def _whole(arguments: argparse.Namespace) -> dict:

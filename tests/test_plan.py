@@ -12,7 +12,18 @@ from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import PRESETS
 from gptoss_jax.model.transformer import abstract
-from gptoss_jax.planning import arithmetic, cache, hlo, picture, program, report, search, traffic
+from gptoss_jax.planning import (
+    arithmetic,
+    cache,
+    collectives,
+    flops,
+    hlo,
+    picture,
+    program,
+    report,
+    search,
+    traffic,
+)
 from gptoss_jax.planning.chips import GIB, slice_of
 from gptoss_jax.planning.jobs import Generate
 from gptoss_jax.training import settings
@@ -63,17 +74,54 @@ def test_each_device_has_its_share():
     assert part.kv_cache * 8 == whole.kv_cache
 
 
+COLLECTIVES = """
+ENTRY %main (x: f32[8,2880]) -> f32[8,2880] {
+  %x = f32[8,2880]{1,0:T(8,128)} parameter(0)
+  %y = bf16[4,16]{1,0} parameter(1)
+  %a = f32[8,2880]{1,0:T(8,128)} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+  %b = (bf16[4,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%y), replica_groups={{0,1},{2,3}}
+  %c = bf16[8,16]{1,0} all-gather-done(%b)
+  ROOT %d = f32[8,2880]{1,0} all-reduce(%a), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+"""
+
+
 def test_collectives_of_a_text():
-    text = """
-      %a = f32[8,2880]{1,0:T(8,128)} all-reduce(%x), channel_id=1
-      %b = (bf16[4,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%y), dimensions={0}
-      %c = f32[8,2880]{1,0} all-reduce(%z), channel_id=2
-      %d = f32[4]{0} add(%a, %b)
-    """
-    assert program.collectives(text) == {
-        "all-reduce": (2, 2 * 8 * 2880 * 4),
-        "all-gather": (1, (4 * 16 + 8 * 16) * 2),
-    }
+    module = hlo.parse(COLLECTIVES)
+    large, small = 8 * 2880 * 4, 8 * 16 * 2
+    assert collectives.listed(module) == {"all-reduce": (2, 2 * large), "all-gather": (1, small)}
+    # By hand: three quarters and seven eighths of an array twice, half of the small one.
+    assert collectives.sent(module, {}) == 2 * large * (3 / 4 + 7 / 8) + small / 2
+
+
+DOTS = """
+%more (s: (s32[], f32[6,4])) -> pred[] {
+  %s = (s32[], f32[6,4]) parameter(0)
+  ROOT %true = pred[] constant(true)
+}
+
+%body (s: (s32[], f32[6,4])) -> (s32[], f32[6,4]) {
+  %s = (s32[], f32[6,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[6,4]{1,0} get-tuple-element(%s), index=1
+  %y = f32[6,6]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={1}, LOOP
+  ROOT %t = (s32[], f32[6,4]{1,0}) tuple(%i, %x)
+}
+
+ENTRY %main (a: f32[3,5,7], b: f32[3,7,2]) -> f32[3,5,2] {
+  %a = f32[3,5,7]{2,1,0} parameter(0)
+  %b = f32[3,7,2]{2,1,0} parameter(1)
+  %s = (s32[], f32[6,4]) parameter(2)
+  %w = (s32[], f32[6,4]) while(%s), condition=%more, body=%body
+  ROOT %c = f32[3,5,2]{2,1,0} dot(%a, %b), lhs_batch_dims={0}, lhs_contracting_dims={2}
+}
+"""
+
+
+def test_arithmetic_of_a_program_counted_by_hand():
+    rounds = {"expert_tiles": 10}
+    text = DOTS.replace("LOOP", 'metadata={op_name="expert_tiles/while/body/dot"}')
+    assert flops.counted(hlo.parse(text), rounds) == 2 * 3 * 5 * 2 * 7 + 10 * 2 * 6 * 6 * 4
 
 
 PROGRAM = """

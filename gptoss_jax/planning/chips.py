@@ -20,6 +20,8 @@ class Chip:
       devices: per chip.
       platform: "tpu" or "cuda".
       hourly: US dollars a chip and hour, on-demand list prices of 2025; only to order a table.
+      links: what a chip can send to its neighbours, bytes/s, all its ports together: half of the
+        vendor's bidirectional figure. Only of what `benchmarks.scaling` asks for.
     """
 
     capacity: float
@@ -28,12 +30,13 @@ class Chip:
     devices: int
     platform: str
     hourly: float
+    links: float | None = None
 
 
 _GPU_SHARE = 0.95  # see `cli.run`
 CHIPS = {
-    "v5e": Chip(15.75 * GIB, 819e9, 197e12, 1, "tpu", 1.2),
-    "v6e": Chip(31.24 * GIB, 1640e9, 918e12, 1, "tpu", 2.7),
+    "v5e": Chip(15.75 * GIB, 819e9, 197e12, 1, "tpu", 1.2, 200e9),
+    "v6e": Chip(31.24 * GIB, 1640e9, 918e12, 1, "tpu", 2.7, 400e9),
     "v5p": Chip(95.0 * GIB, 2765e9, 459e12, 1, "tpu", 4.2),
     "tpu7x": Chip(94.75 * GIB, 3690e9, 1153e12, 2, "tpu", 12.0),
     "h100": Chip(_GPU_SHARE * 84_942_979_072, 3352e9, 989e12, 1, "cuda", 3.9),

@@ -13,6 +13,9 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]+)\}")
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_GROUPS_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -21,10 +24,12 @@ class Array:
     """One array of an instruction's result.
 
     Attributes:
+      dims: of its axes.
       nbytes: without padding.
       in_memory: in the device's main memory, not in a cache that the program manages itself.
     """
 
+    dims: tuple[int, ...]
     nbytes: int
     in_memory: bool
 
@@ -41,6 +46,8 @@ class Instruction:
       index: of a parameter, its place.
       called: computations it runs; of a while loop condition and body, in the text's order.
       body: of a while loop.
+      group: of a collective, how many devices take part.
+      contracted: of a dot, the axes of its first operand that it sums over.
       trips: of a while loop whose number the compiler knows.
       op_name: what the program's author called it.
       is_root: its result is its computation's.
@@ -53,6 +60,8 @@ class Instruction:
     index: int
     called: tuple[str, ...]
     body: str | None
+    group: int
+    contracted: tuple[int, ...]
     trips: int | None
     op_name: str
     is_root: bool
@@ -106,6 +115,7 @@ def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
     called = _CALLED.findall(attributes)
     branches = _BRANCHES.search(attributes)
     body = re.search(r"body=%?([\w.\-]+)", attributes)
+    contracted = _CONTRACTED.search(attributes)
     trips, op_name = _TRIPS.search(attributes), _OP_NAME.search(attributes)
     return Instruction(
         name=name,
@@ -115,10 +125,20 @@ def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
         index=int(operands) if opcode == "parameter" else -1,
         called=(*called, *(_NAME.findall(branches[1]) if branches else ())),
         body=body[1] if body else None,
+        group=_group(attributes),
+        contracted=tuple(map(int, contracted[1].split(","))) if contracted else (),
         trips=int(trips[1]) if trips else None,
         op_name=op_name[1] if op_name else "",
         is_root=is_root,
     )
+
+
+def _group(attributes: str) -> int:
+    """From `replica_groups={{0,1},{2,3}}`, or the same as `[2,2]<=[4]`."""
+    listed, shape = _GROUPS.search(attributes), _GROUPS_SHAPE.search(attributes)
+    if shape is not None:
+        return int(shape[1])
+    return len(listed[1].split(",")) if listed is not None else 1
 
 
 def _closing(text: str, start: int) -> int:
@@ -133,9 +153,9 @@ def _closing(text: str, start: int) -> int:
 
 def _array(found: re.Match[str]) -> Array:
     dtype, sizes, layout = found[1], found[2], found[3] or ""
-    count = math.prod(int(n) for n in sizes.split(",") if n)
+    dims = tuple(int(n) for n in sizes.split(",") if n)
     space = _SPACE.search(layout)
-    return Array(count * bits(dtype) // 8, space is None or space[1] == "0")
+    return Array(dims, math.prod(dims) * bits(dtype) // 8, space is None or space[1] == "0")
 
 
 def bits(dtype: str) -> int:

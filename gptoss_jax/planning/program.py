@@ -23,19 +23,11 @@ from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
-from gptoss_jax.planning import arithmetic, hlo, traffic
+from gptoss_jax.planning import arithmetic, collectives, flops, hlo, traffic
 from gptoss_jax.planning.chips import GIB
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.settings import Settings
 from gptoss_jax.training.step import Trainer
-
-_COLLECTIVE = re.compile(
-    r" = (.+?) "
-    r"(all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute)"
-    r"(?:-start)?\("
-)
-_SHAPE = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
-_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{n}": n for kind in "fsu" for n in (8, 16, 32, 64)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +40,15 @@ class Compiled:
       collectives: kind -> (how many, bytes of their results), in the text of the program: one in a
         loop counts once. None where there is no program.
       decode_bytes: read and written in one step of decode, see `planning.traffic`.
+      decode_flops: of the dots of one step, see `planning.flops`.
+      sent_bytes: to other devices in one step, see `planning.collectives`.
     """
 
     peak: int
     collectives: dict[str, tuple[int, int]] | None
     decode_bytes: float | None = None
+    decode_flops: float | None = None
+    sent_bytes: float | None = None
 
 
 def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
@@ -60,19 +56,27 @@ def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Co
 
     The peak is the larger one; the collectives are decode's.
     """
+    with ThreadPoolExecutor(2) as both:
+        decode = both.submit(compile_decode, config, mesh, batch, context)
+        prefill = both.submit(_compile_prefill, config, mesh, batch, context)
+        found = decode.result()
+        return dataclasses.replace(found, peak=max(found.peak, prefill.result().peak))
+
+
+def compile_decode(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+    """Decoding alone."""
     programs, model, state, rules = _arguments(config, mesh, batch, context)
     steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
+    rounds = arithmetic.decode_rounds(config, dict(mesh.shape), batch, context)
+    return _compiled(programs.decode, mesh, model, state, rules, steps, rounds=rounds)
+
+
+def _compile_prefill(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+    programs, model, state, rules = _arguments(config, mesh, batch, context)
     chunk = jax.ShapeDtypeStruct((batch, chunk_size(context)), jnp.int32)
     added = jax.ShapeDtypeStruct((batch,), jnp.int32)
     chunk, added = _placed((chunk, added), programs.batch, mesh)
-    with ThreadPoolExecutor(2) as both:
-        rounds = arithmetic.decode_rounds(config, dict(mesh.shape), batch, context)
-        arguments = (model, state, rules, steps)
-        decode = both.submit(_compiled, programs.decode, mesh, *arguments, rounds=rounds)
-        arguments = (model, chunk, added, state, rules)
-        prefill = both.submit(_compiled, programs.prefill, mesh, *arguments)
-        found = decode.result()
-        return dataclasses.replace(found, peak=max(found.peak, prefill.result().peak))
+    return _compiled(programs.prefill, mesh, model, chunk, added, state, rules)
 
 
 def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
@@ -124,18 +128,26 @@ def _compiled(
                 compiled = function.lower(*arguments).compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             return Compiled(_needed(str(error).splitlines()[0]), None)
-        text = _last_text(Path(folder))
+        module = _read(folder, "after_optimizations")
+        before = _read(folder, "before_optimizations") if rounds else None
     memory = compiled.memory_analysis()
     used, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    moved = None if rounds is None else traffic.moved(hlo.parse(text), rounds)
-    return Compiled(used + temporary + max(0, results), collectives(text), moved)
+    found = Compiled(used + temporary + max(0, results), collectives.listed(module))
+    if rounds is None or before is None:
+        return found
+    return dataclasses.replace(
+        found,
+        decode_bytes=traffic.moved(module, rounds),
+        decode_flops=flops.counted(before, rounds),
+        sent_bytes=collectives.sent(module, rounds),
+    )
 
 
-def _last_text(folder: Path) -> str:
-    """The scheduled program's."""
-    (file,) = folder.glob("*after_optimizations.txt")
-    return file.read_text(encoding="utf-8")
+def _read(folder: str, stage: str) -> hlo.Module:
+    """The program as the compiler wrote it down, as it came in or as it is scheduled."""
+    (file,) = Path(folder).glob(f"*{stage}.txt")
+    return hlo.parse(file.read_text(encoding="utf-8"))
 
 
 def _needed(refusal: str) -> int:
@@ -144,17 +156,3 @@ def _needed(refusal: str) -> int:
     if needed is None:
         raise UserError(f"the compiler refuses this program: {refusal}")
     return round(float(needed[1]) * GIB)
-
-
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """kind -> (how many, bytes of their results) in a compiled program's text."""
-    found: dict[str, tuple[int, int]] = {}
-    for result, kind in _COLLECTIVE.findall(text):
-        number, total = found.get(kind, (0, 0))
-        found[kind] = (number + 1, total + sum(map(_nbytes, _SHAPE.findall(result))))
-    return found
-
-
-def _nbytes(shape: tuple[str, str]) -> int:
-    dtype, sizes = shape
-    return _BITS[dtype] // 8 * int(np.prod([int(n) for n in sizes.split(",") if n], dtype=np.int64))

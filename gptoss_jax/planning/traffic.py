@@ -7,23 +7,18 @@ Counted instruction by instruction over the text the compiler ends with:
   copies that bring it there are counted where they stand;
 - of an operand that is only sliced or looked up in, inside a fusion or outside, the slices are
   read; an update in place writes the update alone;
-- a loop's body counts as often as it is gone round: the compiler's number where it knows one, else
-  that of its `jax.named_scope`: "rounds_3" says it, other names have an expected number; a loop
-  with neither, that moves less than a mebibyte a round, counts once;
-- of a branch the larger side counts.
+- loops and branches count as `walk.Walk` has it.
 
 By hand, for the loop in `tests/test_plan.py`: each of three trips reads one row of a table
 u8[8,100] (100 bytes), and a fusion writes 400 and a reduction reads 400 bytes of f32[100] and
 writes 4: 3 * (100 + 400 + 400 + 4) = 2,712.
 """
 
-import functools
-import itertools
 import math
-import re
 from collections.abc import Mapping
 
 from gptoss_jax.planning.hlo import Computation, Instruction, Module
+from gptoss_jax.planning.walk import Walk
 
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
@@ -46,29 +41,13 @@ def moved(module: Module, trips: Mapping[str, float]) -> float:
     Raises:
       KeyError: a large loop without a known number and without a name in `trips`.
     """
-    return _Counter(module, trips).computation(module.entry)
+    return _Counter(module, trips).whole()
 
 
-class _Counter:
-    def __init__(self, module: Module, trips: Mapping[str, float]):
-        self._computations = module.computations
-        self._trips = trips
-        self.computation = functools.cache(self._computation)
-
-    def _computation(self, name: str) -> float:
-        computation = self._computations[name]
-        return sum(self._cost(each, computation) for each in computation.values())
-
-    def _cost(self, one: Instruction, within: Computation) -> float:
+class _Counter(Walk):
+    def own(self, one: Instruction, within: Computation) -> float:
         if one.opcode in _FREE:
             return 0
-        if one.opcode == "while":
-            assert one.body is not None
-            return self._rounds(one) * self.computation(one.body)
-        if one.opcode == "conditional":
-            return max(self.computation(branch) for branch in one.called)
-        if one.opcode in ("call", "async-start"):
-            return sum(self.computation(called) for called in one.called)
         if one.opcode == "fusion":
             return self._fusion(one, within)
         if one.opcode == "copy-start":
@@ -82,25 +61,6 @@ class _Counter:
         if one.opcode == "scatter":
             return 2 * _result(within[one.operands[-1]])
         return _in_memory(one) + sum(_in_memory(within[name]) for name in one.operands)
-
-    def _rounds(self, loop: Instruction) -> float:
-        if loop.trips is not None:
-            return loop.trips
-        assert loop.body is not None
-        inside = self._computations[loop.body].values()
-        # The body's own instructions name the scope of the loop before their last "while/body".
-        depths = sorted((o.op_name.count("while/body"), o.op_name) for o in inside if o.op_name)
-        own = loop.op_name.split("while/body")[-1]
-        of_body = [name.split("while/body")[-2] for n, name in depths[:1] if n]
-        scopes = [path.split("/") for path in (own, *of_body)]
-        for scope in itertools.chain.from_iterable(map(reversed, scopes)):
-            if (said := re.fullmatch(r"rounds_(\d+)", scope)) is not None:
-                return int(said[1])
-            if scope in self._trips:
-                return self._trips[scope]
-        if self.computation(loop.body) < 2**20:
-            return 1
-        raise KeyError(f"loop {loop.name} ({loop.op_name}) has no known number of rounds")
 
     def _fusion(self, one: Instruction, within: Computation) -> float:
         inside = self._computations[one.called[0]]

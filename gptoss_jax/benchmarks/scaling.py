@@ -1,0 +1,129 @@
+"""Weak scaling on paper: what limits decode as chips and, with them, sequences are added.
+
+Three times of one step, from the compiled programs: dots at the chip's bfloat16 rate, bytes at its
+memory's rate, and what each chip must send at the rate of its links. Each is a bound, none a
+measurement; the time a small message takes to arrive is not in them.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from gptoss_jax import sharding
+from gptoss_jax.model.config import Config
+from gptoss_jax.planning.arithmetic import count
+from gptoss_jax.planning.cache import cached
+from gptoss_jax.planning.chips import slice_of
+from gptoss_jax.planning.program import Compiled, compile_decode
+from gptoss_jax.topology import devices_of
+
+# Chips, and the slice that has them.
+SLICES = {8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+# Layers of one kind cost the same, so that two depths tell of all others.
+_DEPTHS = (2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One step of decode over so many chips, seconds a step.
+
+    Attributes:
+      chips: how many.
+      mesh: their shape.
+      batch: sequences a chip.
+      fits: weights and cache, by arithmetic.
+      compute: of the dots.
+      memory: of the bytes moved to and from HBM.
+      links: of the bytes sent to other chips.
+    """
+
+    chips: int
+    mesh: str
+    batch: int
+    fits: bool
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def limit(self) -> str:
+        """The largest of the three."""
+        times = {"compute": self.compute, "HBM": self.memory, "ICI": self.links}
+        return max(times, key=lambda name: times[name])
+
+    @property
+    def tokens_per_second(self) -> float:
+        """A chip, if the three overlapped wholly."""
+        return self.batch / max(self.compute, self.memory, self.links)
+
+
+def shapes(config: Config, chips: int) -> Iterator[dict[str, int]]:
+    """The experts over eight chips and copies of those, and the experts over all."""
+    wide = sharding.default_shape(config, chips)
+    copies = {"data": chips // 8, "expert": 8}
+    yield copies
+    if sharding.describe(wide) != sharding.describe(copies):
+        yield wide
+
+
+def measure(config: Config, kind: str, chips: int, batch: int, context: int) -> list[Point]:
+    """The points of a number of chips, for each of `shapes`."""
+    return [_point(config, kind, chips, shape, batch, context) for shape in shapes(config, chips)]
+
+
+def _point(
+    config: Config, kind: str, chips: int, shape: dict[str, int], batch: int, context: int
+) -> Point:
+    name = f"{kind}:{SLICES[chips]}"
+    chip = slice_of(name).chip
+    few, more = (
+        _compiled(_shallow(config, layers), name, shape, batch * chips, context)
+        for layers in _DEPTHS
+    )
+
+    def whole(of: str) -> float:
+        low, high = (getattr(one, of) for one in (few, more))
+        layers = (config.num_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+        return low + layers * (high - low)
+
+    held = count(config, shape, batch * chips, context)
+    assert chip.links is not None
+    return Point(
+        chips=chips,
+        mesh=sharding.describe(shape),
+        batch=batch,
+        fits=held.weights + held.kv_cache < chip.capacity,
+        compute=whole("decode_flops") / chip.flops,
+        memory=whole("decode_bytes") / chip.bandwidth,
+        links=whole("sent_bytes") / chip.links,
+    )
+
+
+def _shallow(config: Config, layers: int) -> Config:
+    types = config.layer_types[:layers]
+    return dataclasses.replace(config, num_layers=layers, layer_types=types)
+
+
+def _compiled(
+    config: Config, name: str, shape: dict[str, int], batch: int, context: int
+) -> Compiled:
+    question = {"task": "decode", "sizes": dataclasses.asdict(config), "batch": batch}
+    question |= {"context": context, "slice": name, "mesh": shape}
+
+    def ask() -> dict:
+        mesh = sharding.make_mesh(config, shape, devices_of(name))
+        return dataclasses.asdict(compile_decode(config, mesh, batch, context))
+
+    return Compiled(**cached(question, ask))
+
+
+def table(points: list[Point]) -> str:
+    """Markdown."""
+    times = ("compute ms", "HBM ms", "ICI ms")
+    head = ("chips", "mesh", "sequences a chip", *times, "limit", "tokens/s a chip")
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for p in points:
+        milliseconds = (f"{1e3 * seconds:.2f}" for seconds in (p.compute, p.memory, p.links))
+        bound = f"{p.tokens_per_second:.0f}" if p.fits else "does not fit"
+        cells = (str(p.chips), p.mesh, str(p.batch), *milliseconds, p.limit, bound)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

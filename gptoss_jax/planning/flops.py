@@ -1,0 +1,26 @@
+"""Multiplications and additions of a program's dots, before the compiler has fused them."""
+
+import math
+from collections.abc import Mapping
+
+from gptoss_jax.planning.hlo import Computation, Instruction, Module
+from gptoss_jax.planning.walk import Walk
+
+
+def counted(module: Module, trips: Mapping[str, float]) -> float:
+    """Of one run; see `walk.Walk` for loops.
+
+    Args:
+      module: of the text before optimisation, where a dot says which axes it contracts.
+      trips: the expected number of rounds by the name of a loop's scope.
+    """
+    return _Counter(module, trips).whole()
+
+
+class _Counter(Walk):
+    def own(self, one: Instruction, within: Computation) -> float:
+        if one.opcode != "dot":
+            return 0.0
+        left = within[one.operands[0]].arrays[0].dims
+        contracted = math.prod(left[axis] for axis in one.contracted)
+        return 2.0 * math.prod(one.arrays[0].dims) * contracted
