@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 from gptoss_jax import distributed
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.text.errors import TextError
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -64,7 +65,7 @@ def dimmed(text: str, stream: TextIO) -> str:
 
 
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Runs a verb: 0 done, 1 failed (one line on stderr), 130 interrupted.
+    """Runs a verb: 0 done, 1 failed (one line on stderr), 2 wrongly used, 130 interrupted.
 
     A `UserError` or `TextError` is the user's to mend and shows only its message, as does an
     OSError (a full disk, a missing right); anything else is a defect of ours and keeps its
@@ -92,8 +93,9 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
             traceback.print_exc()
         else:
             raise
+        code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
         # The others are not waited for: they may be waiting for this one.
-        return _leave(EXIT_FAILED) if several else EXIT_FAILED
+        return _leave(code) if several else code
     return 0
 
 

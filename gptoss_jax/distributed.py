@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TextIO
 
 from gptoss_jax import native_output
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 
 # A process that has said nothing for so long (seconds) has ended, and so do the others.
 _SILENCE = 20
 # How long one waits for the others at the beginning (seconds): schedulers start them one by one.
 _GATHERING = 300
 
-# In errors of collectives, by the library that ran them.
-_COLLECTIVE_ERRORS = ("Gloo", "NCCL", "UNAVAILABLE")
+# In errors of collectives: the words of a connection whose other end is gone.
+_CLOSED = ("Connection closed by peer", "Connection reset", "Socket closed", "Broken pipe")
+# What JAX says where neither flags nor environment name any process.
+_ALONE = "coordinator_address should be defined"
 
 _own_stderr: TextIO | None = None  # of a process that prints nothing, for when it fails
 
@@ -39,7 +41,8 @@ def join(arguments: argparse.Namespace) -> None:
     prints from here on.
 
     Raises:
-      UserError: flags that do not go together, or a cluster that does not say who is who.
+      UsageError: flags that do not go together.
+      UserError: the others cannot be met.
     """
     flags = (arguments.coordinator, arguments.num_processes, arguments.process_id)
     _check(*flags)
@@ -53,10 +56,13 @@ def join(arguments: argparse.Namespace) -> None:
     _filter_native_output()
     try:
         jax.distributed.initialize(
-            *flags, heartbeat_timeout_seconds=_SILENCE, initialization_timeout=_GATHERING
+            *flags,
+            local_device_ids=_own_devices(),
+            heartbeat_timeout_seconds=_SILENCE,
+            initialization_timeout=_GATHERING,
         )
     except (ValueError, RuntimeError) as error:
-        if not expected:
+        if not expected and _ALONE in str(error):
             return
         reason = " ".join(str(error).split())
         raise UserError(
@@ -95,13 +101,13 @@ def unmute() -> str:
 def lost(error: Exception) -> str | None:
     """What to say of an error that comes of another process's end, None of any other error."""
     text = " ".join(str(error).split())
-    if not joined() or not any(word in text for word in _COLLECTIVE_ERRORS):
+    if not joined() or not any(word in text for word in _CLOSED):
         return None
     return f"another process of this run has ended ({text})"
 
 
 def same(ids: Sequence[int]) -> list[int]:
-    """Process 0's ids in every process; a date in a prompt may have changed between two."""
+    """Process 0's ids in every process: it alone reads standard input, and knows the date."""
     if not joined():
         return list(ids)
     import numpy as np
@@ -119,11 +125,11 @@ def _check(coordinator: str | None, number: int | None, identity: int | None) ->
     if len(missing) == len(given):
         return
     if coordinator is None or number is None or identity is None:
-        raise UserError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
+        raise UsageError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
     if not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:
-        raise UserError(f"--coordinator {coordinator}: give HOST:PORT, as 10.0.0.2:8476")
+        raise UsageError(f"--coordinator {coordinator}: give HOST:PORT, as 10.0.0.2:8476")
     if not 0 <= identity < number:
-        raise UserError(f"--process-id {identity}: there are processes 0 to {number - 1}")
+        raise UsageError(f"--process-id {identity}: there are processes 0 to {number - 1}")
 
 
 def _in_cluster() -> bool:
@@ -132,6 +138,16 @@ def _in_cluster() -> bool:
     slurm = env.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
     return slurm or kubernetes or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def _own_devices() -> list[int] | None:
+    """[]: all of the node's, where SLURM started one task on it; JAX would take the first alone."""
+    env = os.environ
+    alone = env.get("SLURM_NTASKS_PER_NODE") == "1"
+    alone |= "SLURM_STEP_NUM_TASKS" in env and (
+        env["SLURM_STEP_NUM_TASKS"] == env.get("SLURM_STEP_NUM_NODES")
+    )
+    return [] if alone else None
 
 
 def _on_tpu_host() -> bool:

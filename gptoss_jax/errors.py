@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The verbs print the message alone and exit 1 (`--debug` shows the traceback).
     """
+
+
+class UsageError(UserError):
+    """Wrong use of a verb: flags or a config that cannot be meant. Exit code 2."""

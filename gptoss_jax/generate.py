@@ -102,7 +102,8 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     """Everything up to the first token; what can be wrong without JAX is found before it loads."""
     if arguments.raw and (arguments.system or arguments.developer):
         raise UserError("--raw continues the prompt as it is; leave out --system and --developer")
-    text = _read_prompt(arguments)
+    distributed.join(arguments)
+    text = _read_prompt(arguments) if distributed.prints() else ""
     tokenizer, config = _tokenizer(arguments)
     temperature = arguments.temperature
     if temperature is None:
@@ -120,9 +121,8 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         roles = {"system": arguments.system, "developer": arguments.developer, "user": text}
         messages = [{"role": role, "content": said} for role, said in roles.items() if said]
         prompt = completion.render_chat(tokenizer, messages, arguments.reasoning_effort)
-    check_prompts(config, [prompt], arguments.max_tokens)
-    distributed.join(arguments)
     prompt = distributed.same(prompt)
+    check_prompts(config, [prompt], arguments.max_tokens)
     mesh = choose_mesh(config, arguments.mesh)
     model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype), mesh=mesh)
     sampling = Sampling.same(

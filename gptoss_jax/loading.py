@@ -54,18 +54,20 @@ def load(
     return model, find_tokenizer(path, model.config.vocab_size)
 
 
-def choose_mesh(config: "Config", asked: str | None) -> "jax.sharding.Mesh | None":
+def choose_mesh(config: "Config", asked: str | None, batch: int = 1) -> "jax.sharding.Mesh | None":
     """The mesh of `--mesh`, else one of all devices; what was chosen unasked is said on stderr.
 
     Args:
       config: the network.
       asked: the flag's text, None where it was not given.
+      batch: how many sequences at once.
 
     Returns:
       None where one device is all there is, or asked for.
 
     Raises:
-      UserError: the text is no mesh, or not one the network divides by.
+      UserError: the text is no mesh, or not one that the network or the batch divides by, or it
+        leaves a process without a device.
     """
     import jax
 
@@ -81,6 +83,8 @@ def choose_mesh(config: "Config", asked: str | None) -> "jax.sharding.Mesh | Non
     if shape.get("fsdp", 1) > 1:
         raise UserError(f"--mesh {asked}: fsdp is for training; use expert, tensor or data")
     mesh = sharding.make_mesh(config, shape, devices)
+    sharding.check_batch(batch, mesh)
+    sharding.check_processes(mesh)
     return mesh if mesh.size > 1 else None
 
 

@@ -4,11 +4,15 @@ Run as a script by `distributed.join`, between those libraries and the terminal.
 runtime ends a process whose peer has gone with SIGABRT and a stack trace, and gives Python no say.
 """
 
+import io
+import itertools
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 
 _FATAL = ("distributed service detected fatal errors", "Polled an error from coordination service")
 _UNREACHED = "RegisterTask"
+_STACK = "stack trace"  # follows all that the error says
 _NOISE = ("connected peer ranks is", "could not find cuda drivers", "absl::initializelog")
 
 
@@ -17,7 +21,8 @@ def shown(lines: Iterable[str]) -> Iterator[str]:
     lines = iter(lines)
     for line in lines:
         if any(fatal in line for fatal in _FATAL):
-            if any(_UNREACHED in rest for rest in [line, *lines]):
+            said = [line, *itertools.takewhile(lambda rest: _STACK not in rest, lines)]
+            if any(_UNREACHED in each for each in said):
                 yield "error: not all processes came together in time; see --coordinator\n"
             else:
                 yield "error: another process of this run has ended; its own output says why\n"
@@ -27,5 +32,12 @@ def shown(lines: Iterable[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for each in shown(sys.stdin):
-        print(each, end="", file=sys.stderr, flush=True)
+    # Meant for the process it serves, which may have things to say until it has ended.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    assert isinstance(sys.stdin, io.TextIOWrapper)
+    sys.stdin.reconfigure(errors="replace")
+    for said in shown(sys.stdin):
+        print(said, end="", file=sys.stderr, flush=True)
+    for _ in sys.stdin:  # to the end, so that nobody writes into a closed pipe
+        pass

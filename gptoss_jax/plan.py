@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from gptoss_jax.model.config import Config
@@ -21,6 +22,8 @@ _EXAMPLES = [
     "--task train --config configs/nano.py --topology v5e:2x2",
 ]
 _GIB = 2**30
+_MOST = "max"
+_CONTEXT = 8192
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,9 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--task", choices=["generate", "train"], default="generate")
     work.add_argument("--model", metavar="20b|120b|DIR", help="to generate with")
     work.add_argument(
-        "--batch", type=_batch, default=1, metavar="B|max", help="sequences; max: as many as fit"
+        "--batch", type=_batch, metavar="B|max", help="sequences (1); max: as many as fit"
     )
-    work.add_argument("--context", type=cli.number(int, 1), default=8192, metavar="T")
+    work.add_argument(
+        "--context", type=cli.number(int, 1), metavar="T", help=f"positions ({_CONTEXT})"
+    )
     work.add_argument("--config", metavar="FILE", help="what to train, as `train` takes it")
     parallelism = parser.add_argument_group("Parallelism")
     parallelism.add_argument(
@@ -49,9 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _batch(text: str) -> int | None:
-    """None: the largest."""
-    return None if text == "max" else int(cli.number(int, 1)(text))
+def _batch(text: str) -> int | str:
+    return _MOST if text == _MOST else int(cli.number(int, 1)(text))
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -79,24 +83,27 @@ def main(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     training = arguments.task == "train"
     if training and (arguments.model or not arguments.config):
-        raise UserError("--task train takes --config FILE, which has the model's sizes")
+        raise UsageError("--task train takes --config FILE, which has the model's sizes")
+    if training and (arguments.batch or arguments.context):
+        raise UsageError("--batch and --context are generation's; --task train has its config's")
     if not training and (arguments.config or not arguments.model):
-        raise UserError("give --model 20b, 120b or a checkpoint; --config goes with --task train")
-    if arguments.batch is None and (training or not arguments.topology):
-        raise UserError("--batch max goes with --topology, and with --task generate")
+        raise UsageError("give --model 20b, 120b or a checkpoint; --config goes with --task train")
+    if arguments.batch == _MOST and not arguments.topology:
+        raise UsageError("--batch max goes with --topology")
     if arguments.mesh and not arguments.topology:
-        raise UserError("--mesh goes with --topology: a table chooses for each slice")
+        raise UsageError("--mesh goes with --topology: a table chooses for each slice")
     if arguments.plot and arguments.plot.suffix != ".png":
-        raise UserError(f"--plot {arguments.plot}: give a file that ends with .png")
+        raise UsageError(f"--plot {arguments.plot}: give a file that ends with .png")
     if arguments.plot and not arguments.plot.absolute().parent.is_dir():
-        raise UserError(f"--plot {arguments.plot}: no such directory")
+        raise UsageError(f"--plot {arguments.plot}: no such directory")
 
 
 def _job(arguments: argparse.Namespace) -> "Job":
     from gptoss_jax.planning.jobs import Generate, Train
 
     if arguments.task == "generate":
-        return Generate(_sizes(arguments.model), arguments.batch or 1, arguments.context)
+        batch = 1 if arguments.batch in (None, _MOST) else arguments.batch
+        return Generate(_sizes(arguments.model), batch, arguments.context or _CONTEXT)
     from gptoss_jax.text import tokenizer_for
     from gptoss_jax.training import settings
 
@@ -124,15 +131,17 @@ def _one(job: "Job", arguments: argparse.Namespace) -> "Report":
 
     name, mesh = arguments.topology, arguments.mesh
     shape = sharding.parse(mesh) if mesh else None
+
+    def ask(by: Callable) -> "Report":
+        if arguments.batch == _MOST and isinstance(job, Generate):
+            return report.largest_batch(job, name, shape, by)
+        return by(job, name, shape)
+
     try:
-        if arguments.batch is None and isinstance(job, Generate):
-            return report.largest_batch(job, name, shape)
-        return report.report(job, name, shape)
+        return ask(report.report)
     except NoCompilerError as error:
-        if arguments.batch is None:
-            raise
         print(f"note: by arithmetic: {error}", file=sys.stderr)
-        return report.estimate(job, name, shape)
+        return ask(report.estimate)
 
 
 def _print(rows: "list[Report]") -> None:
@@ -158,6 +167,7 @@ def _cells(row: "Report") -> tuple[str, ...]:
     fits = f"{'yes' if row.fits else 'no'} ({spare:+.2f})"
     bound = f"{row.tokens_per_second:.0f}"
     by = "arithmetic" if row.compiled is None else "compiler"
+    by = f"compiler: {row.refused}" if row.refused else by
     shown = (f"{size / _GIB:.2f}" for size in sizes)
     return (row.slice.name, sharding.describe(row.shape), *shown, fits, bound, by)
 

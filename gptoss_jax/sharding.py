@@ -19,11 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr, tree_map_with_path
 
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.model.config import Config
 
 AXES = ("data", "fsdp", "context", "expert", "tensor")
@@ -188,14 +190,14 @@ def parse(text: str) -> dict[str, int]:
     """`expert=4,tensor=2` as axis sizes.
 
     Raises:
-      UserError: not of that form, or no axis of ours.
+      UsageError: not of that form, or no axis of ours.
     """
     shape: dict[str, int] = {}
     for item in text.split(","):
         name, _, size = item.partition("=")
         if name not in AXES or name in shape or not size.isdecimal() or int(size) < 1:
             known = ", ".join(AXES)
-            raise UserError(
+            raise UsageError(
                 f"--mesh {text}: {item!r} is no axis=size; axes are {known}, each at most once"
             )
         shape[name] = int(size)
@@ -211,12 +213,35 @@ def make_mesh(config: Config, shape: Mapping[str, int], devices: Sequence[Any]) 
       devices: at least as many as the product of the sizes.
 
     Raises:
-      UserError: too few devices, or the network does not divide by the shape.
+      UserError: too few devices, or the network does not divide by the shape, or TPUs that do not
+        make a box.
     """
     check(config, shape, len(devices))
     sizes = tuple(shape.get(axis, 1) for axis in AXES)
-    chosen = devices[: math.prod(sizes)]
-    return jax.make_mesh(sizes, AXES, (AxisType.Explicit,) * len(AXES), devices=chosen)
+    grid = _grid(sizes, devices[: math.prod(sizes)], describe(shape))
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def _grid(sizes: tuple[int, ...], devices: Sequence[Any], shown: str) -> np.ndarray:
+    """Devices in the mesh's shape: of TPUs neighbours stay neighbours, others keep their order."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices, dtype=object).reshape(sizes)
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"--mesh {shown}: its {len(devices)} devices form no box in the slice; use all of them"
+        ) from error
+
+
+def check_processes(mesh: Mesh) -> None:
+    """Raises a UserError if a process of the run has no device in the mesh."""
+    taking_part = {device.process_index for device in mesh.devices.flat}
+    if jax.process_count() > len(taking_part):
+        raise UserError(
+            f"mesh {describe(dict(mesh.shape))} has devices of {len(taking_part)} of "
+            f"{jax.process_count()} processes; give --mesh with all, or start fewer"
+        )
 
 
 def default_shape(config: Config, devices: int) -> dict[str, int]:
@@ -230,24 +255,24 @@ def default_shape(config: Config, devices: int) -> dict[str, int]:
 
 
 def check(config: Config, shape: Mapping[str, int], devices: int) -> None:
-    """Raises a UserError if the shape needs more devices, or leaves an axis without a use."""
+    """Raises a UsageError if the shape needs more devices, or leaves an axis without a use."""
     needed = math.prod(shape.values())
     shown = describe(shape)
     if needed > devices:
-        raise UserError(f"--mesh {shown} needs {needed} devices; there are {devices}")
+        raise UsageError(f"--mesh {shown} needs {needed} devices; there are {devices}")
     problem = _problem(config, shape)
     if problem:
         near = [describe(s) for s in _nearest(config, shape, needed)]
         instead = f"; nearest that divide: {' or '.join(near)}" if near else ""
-        raise UserError(f"--mesh {shown}: {problem}{instead}")
+        raise UsageError(f"--mesh {shown}: {problem}{instead}")
 
 
 def check_batch(batch: int, mesh: Mesh | None) -> None:
-    """Raises a UserError if the mesh splits the batch into parts that are not whole."""
+    """Raises a UsageError if the mesh splits the batch into parts that are not whole."""
     shape = dict(mesh.shape) if mesh else {}
     shown = {axis: shape.get(axis, 1) for axis in ("data", "fsdp")}
     if batch % math.prod(shown.values()):
-        raise UserError(
+        raise UsageError(
             f"{describe(shown)} of the mesh does not divide a batch of {batch}; "
             "put those devices on expert or tensor"
         )
@@ -263,6 +288,9 @@ def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
     fsdp = shape.get("fsdp", 1)
     if config.num_experts % expert:
         return f"expert={expert} does not divide {config.num_experts} experts"
+    context = shape.get("context", 1)
+    if context & (context - 1):
+        return f"context={context} does not divide a chunk of a prompt, which is a power of two"
     split = split_of(config, shape)
     columns = 2 * config.expert_width if split.expert_columns else 0
     if math.gcd(config.hidden_size, columns) % fsdp:
@@ -279,12 +307,14 @@ def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
 def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dict[str, int]]:
     """Up to three shapes of as many devices that divide, those with the most sizes kept first."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    asked = [
+        axis for axis in AXES if axis in ("data", "expert", "tensor") or shape.get(axis, 1) > 1
+    ]
     fitting = []
-    for sizes in itertools.product(divisors, repeat=3):
-        other = dict(zip(("data", "expert", "tensor"), sizes, strict=True))
-        other |= {axis: shape.get(axis, 1) for axis in ("fsdp", "context")}
+    for sizes in itertools.product(divisors, repeat=len(asked)):
+        other = dict(zip(asked, sizes, strict=True))
         if math.prod(other.values()) == devices and not _problem(config, other):
-            distance = sum(abs(math.log2(other[a] / shape.get(a, 1))) for a in AXES)
+            distance = sum(abs(math.log2(other[a] / shape.get(a, 1))) for a in asked)
             fitting.append((distance, other))
     return [other for _, other in sorted(fitting, key=lambda pair: pair[0])[:3]]
 

@@ -5,6 +5,7 @@ names need libtpu, GPU names JAX's CUDA plugin; neither needs hardware or a driv
 so can be inspected (`memory_analysis`, `as_text`), not run.
 """
 
+import importlib.util
 import os
 
 import jax
@@ -15,7 +16,7 @@ from gptoss_jax.errors import UserError
 
 
 class NoCompilerError(UserError):
-    """The accelerator's compiler is not installed, or does not know the topology."""
+    """The accelerator's compiler is not installed, or cannot be told of the device."""
 
 
 # GpuTargetConfigProto fields of the devices known here; figures from the vendor's data sheets.
@@ -32,6 +33,11 @@ _GPUS = {
         "description": "NVIDIA H100 80GB HBM3",
     }
 }
+# What each extra installs that has a compiler in it, one of these.
+_PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
+# GPUs that `planning.chips` knows and a compiler here does not: their figures are not published in
+# the form it wants.
+_UNDESCRIBED = ("h200", "a100-80")
 _GPU_TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -58,8 +64,8 @@ def mesh_of(name: str, num_devices: int = 1) -> Mesh:
       num_devices: how many of its devices.
 
     Raises:
-      NoCompilerError: the name is unknown to the compilers that are installed.
-      UserError: it has fewer devices.
+      NoCompilerError: its compiler is not installed, or needs a description that is not here.
+      UserError: the compiler knows no such topology, or it has fewer devices.
     """
     devices = devices_of(name)
     if len(devices) < num_devices:
@@ -70,28 +76,36 @@ def mesh_of(name: str, num_devices: int = 1) -> Mesh:
 def devices_of(name: str):
     """The devices of a topology; raises as `mesh_of` does."""
     kind, _, shape = name.partition(":")
+    on_gpu = kind in _GPUS or kind in _UNDESCRIBED
+    extra = "gpu" if on_gpu else "tpu"
+    if kind in _UNDESCRIBED:
+        raise NoCompilerError(f"no description of {kind} for the GPU compiler; h100 has one")
+    if not any(importlib.util.find_spec(package) for package in _PACKAGES[extra]):
+        raise NoCompilerError(f"no compiler for {name}; install gptoss_jax[{extra}]")
     try:
-        if kind in _GPUS:
-            target = _GPU_TARGET.format(**_GPUS[kind])
-            topology = topologies.get_topology_desc(
-                "", "cuda", target_config=target, topology=f"1x1x{shape}"
-            )
-        else:
-            # Asks no metadata server which slice this machine belongs to: it belongs to none.
-            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-            # libtpu's lock guards a device; there is none.
-            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-            # A host of one chip, which libtpu 0.0.42 does not take for granted.
-            single = set(shape.split("x")) == {"1"}
-            bounds = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
-            topology = topologies.get_topology_desc(name, "tpu", **bounds)
+        topology = _gpu(kind, shape) if on_gpu else _tpu(name, shape)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        extra = "gpu" if kind in _GPUS else "tpu"
         reason = str(error).splitlines()[0]
-        raise NoCompilerError(
-            f"no compiler for {name} ({reason}); install gptoss_jax[{extra}]"
-        ) from None
+        raise UserError(f"topology {name!r} is none that its compiler knows ({reason})") from None
     return topology.devices
+
+
+def _gpu(kind: str, shape: str):
+    target = _GPU_TARGET.format(**_GPUS[kind])
+    return topologies.get_topology_desc(
+        "", "cuda", target_config=target, topology=f"1x1x{int(shape)}"
+    )
+
+
+def _tpu(name: str, shape: str):
+    # Asks no metadata server which slice this machine belongs to: it belongs to none.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # libtpu's lock guards a device; there is none.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # A host of one chip, which libtpu 0.0.42 does not take for granted.
+    single = set(shape.split("x")) == {"1"}
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
+    return topologies.get_topology_desc(name, "tpu", **bounds)
 
 
 def on_mesh(tree, mesh: Mesh):

@@ -20,20 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     rest, overrides = _split(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(rest)
-    # Late: ml_collections takes a tenth of a second.
-    from gptoss_jax.training.settings import ConfigError
-
-    def train(arguments: argparse.Namespace) -> None:
-        nonlocal usage
-        try:
-            _train(arguments, overrides)
-        except ConfigError:
-            usage = True
-            raise
-
-    usage = False
-    code = cli.run(train, arguments)
-    return 2 if usage else code
+    return cli.run(lambda given: _train(given, overrides), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +69,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     """What can be wrong without JAX is found before it loads."""
+    distributed.join(arguments)
     from gptoss_jax.text import tokenizer_for
     from gptoss_jax.training import settings, sources
 
@@ -89,7 +77,6 @@ def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> N
     tokenizer = tokenizer_for(None, config.tokenizer or None)
     sizes = settings.model_config(config, tokenizer.vocab_size)
     found = sources.open_sources(config, tokenizer)
-    distributed.join(arguments)
     from gptoss_jax.training import loop, spread
 
     mesh = spread.choose_mesh(config, sizes, arguments.mesh)

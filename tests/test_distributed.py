@@ -11,7 +11,7 @@ import time
 import pytest
 
 from gptoss_jax import distributed, native_output
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError
 
 QUESTION = "What is 347 + 586?"
 MESH = "expert=4,tensor=2"
@@ -125,7 +125,7 @@ def test_two_processes_train_one_model_and_stop_together(tmp_path):
     ],
 )
 def test_flags_that_name_no_process_are_refused(flags, error):
-    with pytest.raises(UserError, match=error):
+    with pytest.raises(UsageError, match=error):
         distributed._check(*flags)
 
 
@@ -137,11 +137,46 @@ def test_an_environment_of_one_process_is_none_of_several(monkeypatch):
     assert distributed._in_cluster()
 
 
+def test_a_slurm_task_that_is_alone_on_its_node_has_all_devices(monkeypatch):
+    assert distributed._own_devices() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert distributed._own_devices() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "4")
+    assert distributed._own_devices() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "is_an_end"),
+    [
+        ("Gloo AllReduce failed: Connection closed by peer [127.0.0.1]:1", True),
+        ("UNAVAILABLE: Socket closed", True),
+        ("NCCL operation ncclCommInitRank failed: unhandled system error", False),
+    ],
+)
+def test_only_a_lost_connection_is_called_another_process_end(monkeypatch, said, is_an_end):
+    monkeypatch.setattr(distributed, "joined", lambda: True)
+    assert (distributed.lost(RuntimeError(said)) is not None) is is_an_end
+
+
 def test_native_noise_is_left_out_and_an_end_is_one_line():
     noise = "[Gloo] Rank 1 is connected to 7 peer ranks. Expected number of connected peer ranks is"
     fatal = "F1 client.h:80] Terminating: the JAX distributed service detected fatal errors.\n"
     stack = "*** Check failure stack trace: ***\n"
     ended = list(native_output.shown(["kept\n", noise, fatal, stack]))
     assert ended[0] == "kept\n" and "another process of this run has ended" in ended[1]
+
+
+def test_an_end_is_told_before_the_process_has_ended():
+    def lines():
+        yield "Terminating: the JAX distributed service detected fatal errors.\n"
+        yield "*** Check failure stack trace: ***\n"
+        raise AssertionError("read on")
+
+    assert "another process" in next(native_output.shown(lines()))
+
+
+def test_processes_that_never_met_are_told_so():
+    fatal = "F1 client.h:80] Terminating: the JAX distributed service detected fatal errors.\n"
     (late,) = native_output.shown([fatal, "RPC: /xla.coordination.Service/RegisterTask\n"])
     assert "not all processes came together" in late

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from gptoss_jax import plan as plan_verb
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.model.config import PRESETS
 from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning import (
@@ -25,8 +25,9 @@ from gptoss_jax.planning import (
     traffic,
 )
 from gptoss_jax.planning.chips import GIB, slice_of
-from gptoss_jax.planning.jobs import Generate
+from gptoss_jax.planning.jobs import Generate, Train
 from gptoss_jax.training import settings
+from gptoss_jax.training.speed import training_flops
 
 requires_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -65,6 +66,8 @@ def test_the_busiest_of_several_devices():
     assert arithmetic.busiest(2, 1, 1, 2) == 1
     # Two rows: half of the time they choose the same.
     assert arithmetic.busiest(2, 1, 2, 1) == pytest.approx(1.5, abs=0.03)
+    # The most of two such devices is 2 unless both have 1: 2 - 1/4.
+    assert arithmetic.busiest(2, 1, 2, 1, copies=2) == pytest.approx(1.75, abs=0.03)
 
 
 def test_each_device_has_its_share():
@@ -224,12 +227,14 @@ def test_a_mesh_that_does_not_divide_is_refused():
         ("--model 20b --batch max", "--batch max goes with --topology"),
         ("--model 20b --mesh expert=2", "--mesh goes with --topology"),
         ("--model 20b --task train", "--task train takes --config FILE"),
+        ("--task train --config a.py --batch 4", "--batch and --context are generation's"),
+        ("--task train --config a.py --context 4096", "--batch and --context are generation's"),
         ("--model 20b --plot memory.pdf", "give a file that ends with .png"),
         ("--model 20b --plot none/memory.png", "no such directory"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(words, error):
-    with pytest.raises(UserError, match=error):
+    with pytest.raises(UsageError, match=error):
         plan_verb.main(plan_verb.build_parser().parse_args(words.split()))
 
 
@@ -283,10 +288,46 @@ def test_the_picture_shows_every_slice(tmp_path):
 def test_where_no_compiler_is_installed_arithmetic_says_so():
     shown = plan("--model", "20b", "--topology", "a100-80:1", "--json")
     assert shown.returncode == 0, shown.stderr
-    assert "note: by arithmetic: no compiler for a100-80:1" in shown.stderr
+    assert "note: by arithmetic: no description of a100-80 for the GPU compiler" in shown.stderr
     row = json.loads(shown.stdout)
     assert (row["fits"], row["compiled_with"], row["devices"]) == (True, None, 1)
     assert set(row["bytes"]) == {"capacity", "weights", "kv_cache", "temporaries", "peak"}
+
+
+def test_the_largest_batch_by_arithmetic_over_copies():
+    words = ("--model", "20b", "--topology", "a100-80:2", "--mesh", "data=2", "--batch", "max")
+    shown = plan(*words, "--json")
+    assert shown.returncode == 0, shown.stderr
+    row = json.loads(shown.stdout)
+    capacity, held = row["bytes"]["capacity"], row["bytes"]
+    assert row["fits"] and row["batch"] % 2 == 0
+    # One more of each copy would not fit.
+    assert held["peak"] + held["kv_cache"] / (row["batch"] / 2) > 0.99 * capacity
+
+
+def test_a_slice_whose_compiler_refuses_does_not_cost_the_table_its_other_rows(monkeypatch):
+    def refuse(job, name, shape):
+        raise UserError("the compiler refuses this program: INTERNAL")
+
+    monkeypatch.setattr(report, "report", refuse)
+    job = Generate(PRESETS["20b"], 8, 8192)
+    monkeypatch.setattr(report, "COMMON", ("v5e:1x1", "v5e:4x4"))
+    rows = {row.slice.name: row for row in report.table(job)}
+    assert rows["v5e:1x1"].is_close and not rows["v5e:1x1"].fits
+    assert "refuses" in plan_verb._cells(rows["v5e:1x1"])[-1]
+    assert rows["v5e:4x4"].fits
+
+
+def test_the_bound_of_training_counts_the_chips_of_the_mesh():
+    config = settings.defaults()
+    sizes = settings.model_config(config, 512)
+    job = Train(config, sizes)
+    row = report.estimate(job, "v5e:4x4", None)  # 8 rows: 8 of 16 chips
+    assert row.shape == {"fsdp": 8}
+    flops = 8 * row.slice.chip.flops
+    assert row.tokens_per_second == pytest.approx(flops / training_flops(sizes))
+    # What a step surely holds beside the state: a gradient, and the sum of gradients.
+    assert row.temporaries > 2 / 3 * row.counted.weights
 
 
 @requires_libtpu

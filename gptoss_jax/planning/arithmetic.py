@@ -56,7 +56,7 @@ def count(config: Config, shape: Mapping[str, int], batch: int, context: int) ->
     table = sizes["embedding_VD"]
     dense = sum(sizes.values()) - experts - table
     held = config.num_experts // ways(split.experts)
-    active = busiest(config.num_experts, config.experts_per_token, own, ways(split.experts))
+    active = _busiest(config, own, split, ways)
     kv_heads = -(-config.num_kv_heads // ways(split.heads))
     row = config.hidden_size * 2
     read = _kv_read(config, own, context, kv_heads)
@@ -80,21 +80,33 @@ def _ways(shape: Mapping[str, int]) -> Callable[[sharding.Axes], int]:
 
 
 @functools.cache
-def busiest(experts: int, active: int, rows: int, parts: int, tile: int | None = None) -> float:
+def busiest(
+    experts: int, active: int, rows: int, parts: int, copies: int = 1, tile: int | None = None
+) -> float:
     """How many experts are active on the device that has most, expected under uniform routing.
 
     With a tile, how many tiles of so many (row, expert) pairs there are of them. Drawn 4,096 times
     with a fixed seed: a closed form exists for the mean only, which is less.
+
+    Args:
+      experts: of a layer.
+      active: of a row.
+      rows: that go to the same experts.
+      parts: devices that the experts are split over.
+      copies: of these devices, each with rows of its own; the most of all is meant.
+      tile: pairs.
     """
     rng = np.random.default_rng(0)
-    total = 0
+    most = []
     for _ in range(_DRAWS):
         scores = rng.random((rows, experts))
         chosen = np.argpartition(scores, active - 1, axis=1)[:, :active]
         pairs = np.bincount(chosen.reshape(-1), minlength=experts)
         rounds = -(-pairs // (tile or rows))
-        total += rounds.reshape(parts, -1).sum(1).max()
-    return total / _DRAWS
+        most.append(rounds.reshape(parts, -1).sum(1).max())
+    # The largest of so many draws: the i-th of n sorted ones is it with this probability.
+    at_most = (np.arange(_DRAWS + 1) / _DRAWS) ** copies
+    return float(np.sort(most) @ np.diff(at_most))
 
 
 def decode_rounds(
@@ -109,10 +121,17 @@ def decode_rounds(
     size = tile_size(own * config.experts_per_token, config.num_experts // parts)
     return {
         "decode_steps": 1,
-        "active_experts": busiest(config.num_experts, config.experts_per_token, own, parts),
-        "expert_tiles": busiest(config.num_experts, config.experts_per_token, own, parts, size),
+        "active_experts": _busiest(config, own, split, ways),
+        "expert_tiles": _busiest(config, own, split, ways, size),
         "cache_pages": -(-context // (PAGES_A_BLOCK * PAGE)),
     }
+
+
+def _busiest(
+    config: Config, rows: int, split: sharding.Split, ways, tile: int | None = None
+) -> float:
+    sizes = (config.num_experts, config.experts_per_token, rows, ways(split.experts))
+    return busiest(*sizes, ways(split.batch), tile)
 
 
 def _parameter_bytes(model: GptOss, split: sharding.Split, ways) -> dict[str, int]:

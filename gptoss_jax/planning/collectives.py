@@ -14,8 +14,6 @@ _SENT: dict[str, Callable[[float, int], float]] = {
     "ragged-all-to-all": lambda v, n: v * (n - 1) / n,
     "collective-permute": lambda v, n: v,
 }
-# Their "-start" holds operands before the results.
-_OPERANDS_TOO = ("all-gather-start", "collective-permute-start")
 
 
 def listed(module: Module) -> dict[str, tuple[int, int]]:
@@ -50,6 +48,8 @@ class _Sent(Walk):
 
 
 def _result(one: Instruction) -> int:
+    # What begins an asynchronous one has the operands before the results, but for an all-reduce.
     number = len(one.operands)
-    results = one.arrays[number : 2 * number] if one.opcode in _OPERANDS_TOO else one.arrays
+    both = one.opcode.endswith("-start") and one.opcode != "all-reduce-start"
+    results = one.arrays[number : 2 * number] if both else one.arrays
     return sum(array.nbytes for array in results)

@@ -1,6 +1,7 @@
 """What a slice is to do: generate, or train."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,14 +9,23 @@ from jax.sharding import Mesh
 
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
+from gptoss_jax.inference.generator import chunk_size
 from gptoss_jax.model.config import Config
 from gptoss_jax.planning import arithmetic, program
 from gptoss_jax.planning.arithmetic import Bytes
-from gptoss_jax.planning.chips import Slice
+from gptoss_jax.planning.chips import GIB, Slice
 from gptoss_jax.planning.program import Compiled
 from gptoss_jax.training import spread
 from gptoss_jax.training.settings import Settings, fields
 from gptoss_jax.training.speed import training_flops
+
+# Guesses, for where no compiler is asked. Of what is held, and bytes that are always there: what
+# the compilers show for both published models at batch 1.
+_PADDING, _LEAST = 0.03, GIB // 2
+# Bytes for each element of a prefill chunk's rows: 2.3 GiB at 64 x 512 rows of 20b on v5e.
+_PREFILL = 26
+# float32 arrays of the hidden width a layer keeps for each token.
+_ACTIVATIONS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +64,15 @@ class Generate:
         """By the compiler: decode and a prefill chunk."""
         return program.compile_generate(self.sizes, mesh, self.batch, self.context)
 
-    def bound(self, where: Slice, counted: Bytes) -> float:
+    def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
+        """A guess of temporaries and padding, bytes a device."""
+        rows = self.batch // shape.get("data", 1) * chunk_size(self.context)
+        held = counted.weights + counted.kv_cache
+        return _PADDING * held + _LEAST + _PREFILL * rows * self.sizes.hidden_size
+
+    def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if decode's least bytes moved at the memory's rate and nothing took time."""
+        del shape
         assert counted.decode_minimum is not None
         return self.batch * where.chip.bandwidth / counted.decode_minimum
 
@@ -94,10 +111,20 @@ class Train:
         """By the compiler: a step."""
         return program.compile_train(self.settings, self.sizes, mesh)
 
-    def bound(self, where: Slice, counted: Bytes) -> float:
-        """Tokens/s if the multiplications went at the chips' bfloat16 rate."""
+    def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
+        """A guess, bytes a device: two gradients (this part's and the sum), and activations."""
+        settings = self.settings
+        split = sharding.split_of(self.sizes, shape)
+        parts = settings.accumulation * math.prod(shape[axis] for axis in split.batch)
+        tokens = settings.batch_size // parts * settings.data.sequence_length
+        kept = 1 if settings.remat else _ACTIVATIONS
+        layers = kept * self.sizes.num_layers + _ACTIVATIONS
+        return 2 / 3 * counted.weights + 4 * tokens * layers * self.sizes.hidden_size
+
+    def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
+        """Tokens/s if the multiplications went at the bfloat16 rate of the mesh's chips."""
         del counted
-        return where.chip.flops * where.devices / training_flops(self.sizes)
+        return where.chip.flops * math.prod(shape.values()) / training_flops(self.sizes)
 
     def question(self) -> dict[str, Any]:
         """What the answer of a compiler depends on."""

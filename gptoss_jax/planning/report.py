@@ -1,23 +1,21 @@
 """One slice's verdict, by the compiler or by arithmetic; and the table over common slices."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptoss_jax import sharding
+from gptoss_jax.errors import UserError
 from gptoss_jax.planning import search
 from gptoss_jax.planning.arithmetic import Bytes
 from gptoss_jax.planning.cache import cached, versions
-from gptoss_jax.planning.chips import COMMON, GIB, Slice, slice_of
+from gptoss_jax.planning.chips import COMMON, Slice, slice_of
 from gptoss_jax.planning.jobs import Generate, Job
 from gptoss_jax.planning.program import Compiled
 from gptoss_jax.topology import NoCompilerError, devices_of
 
 # Where arithmetic leaves a slice this near to its capacity, only the compiler knows.
 _CLOSE = 0.1
-# Arithmetic's guess of temporaries and padding: what the compilers show for both published models.
-_OVERHEAD = 0.03
-_TEMPORARIES = GIB // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Report:
       shape: of the mesh.
       counted: bytes by arithmetic.
       compiled: by the compiler; None where there is none, or none was asked for.
+      refused: why the compiler would not have the program, empty where it did.
     """
 
     job: Job
@@ -37,13 +36,14 @@ class Report:
     shape: dict[str, int]
     counted: Bytes
     compiled: Compiled | None
+    refused: str = ""
 
     @property
     def temporaries(self) -> int:
         """Bytes, padding of weights and cache included."""
         held = self.counted.weights + self.counted.kv_cache
         if self.compiled is None:
-            return round(_OVERHEAD * held) + _TEMPORARIES
+            return round(self.job.temporaries(self.shape, self.counted))
         return self.compiled.peak - held
 
     @property
@@ -53,8 +53,8 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the capacity."""
-        return self.peak <= self.slice.chip.capacity
+        """Whether the peak is within the capacity, and the compiler has the program."""
+        return not self.refused and self.peak <= self.slice.chip.capacity
 
     @property
     def is_close(self) -> bool:
@@ -65,7 +65,7 @@ class Report:
     @property
     def tokens_per_second(self) -> float:
         """The roofline bound of the job, no measurement."""
-        return self.job.bound(self.slice, self.counted)
+        return self.job.bound(self.shape, self.slice, self.counted)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `plan --json`."""
@@ -131,22 +131,27 @@ def table(job: Job) -> list[Report]:
                 rows[i] = report(job, row.slice.name, None)
             except NoCompilerError:  # no compiler for it here: arithmetic stands, marked as such
                 continue
+            except UserError as error:
+                rows[i] = dataclasses.replace(row, refused=str(error))
     return sorted(rows, key=lambda row: (not row.fits, row.slice.hourly))
 
 
-def largest_batch(job: Generate, name: str, shape: Mapping[str, int] | None) -> Report:
+def largest_batch(
+    job: Generate, name: str, shape: Mapping[str, int] | None, by: Callable[..., Report] = report
+) -> Report:
     """The report of the largest batch that fits; where not even the least does, of that.
 
     Args:
-      job: its batch is where the search begins for want of a better guess.
+      job: its batch is of no account.
       name: of the slice.
       shape: of the mesh; None: the default.
+      by: `report` or `estimate`.
     """
-    chosen = estimate(job, name, shape).shape
+    chosen = job.default_shape(slice_of(name).devices) if shape is None else dict(shape)
     step = chosen.get("data", 1)
 
     def of(batch: int) -> Report:
-        return report(dataclasses.replace(job, batch=batch), name, chosen)
+        return by(_with(job, batch), name, chosen)
 
     capacity = slice_of(name).chip.capacity
     one, two = (job.count(chosen).kv_cache for job in (_with(job, step), _with(job, 2 * step)))

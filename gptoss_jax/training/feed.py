@@ -93,7 +93,10 @@ class Feed:
             raise UserError(f"the data has changed since the checkpoint: {was}, now {now}")
         if state["processes"] != self._processes:
             was, now = state["processes"], self._processes
-            raise UserError(f"the checkpoint is of {was} processes, this run of {now}")
+            raise UserError(
+                f"the checkpoint's batches were fed in {was} parts, this run's would be in {now}: "
+                "give a --mesh and processes that feed as many"
+            )
         self._next = state["next"]
         numbers = [n for row in state["open"] for n in row]
         self._examples = {n: one for n in numbers if (one := self._example(n))}

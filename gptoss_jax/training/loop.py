@@ -163,7 +163,7 @@ class _Loop:
     def _dispatch(self, rows: Batch) -> Any:
         qat = 0 <= self._config.qat_start <= self._done
         batch = in_parts(rows, self._config.accumulation)
-        batch = spread.placed(batch, self._sizes, self._mesh, whole=False)
+        batch = spread.placed(batch, self._sizes, self._mesh, self._parts)
         began = time.perf_counter()
         program = self._program("train", qat, self.trainer.train_step, (self.state, batch), (0,))
         self._meter.pause(time.perf_counter() - began)
@@ -247,7 +247,7 @@ class _Loop:
             batches=config.eval_batches,
         )
         for batch in rows:
-            yield spread.placed(batch, self._sizes, self._mesh, whole=True)
+            yield spread.placed(batch, self._sizes, self._mesh)
 
     def _of_all_feeds(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """The state of each part's feed, in the parts' order."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 
 # A `ConfigDict` with the fields of `defaults`. To a type checker any field of a ConfigDict may be
 # anything that one can hold.
@@ -21,7 +21,7 @@ Settings = Any
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-class ConfigError(UserError):
+class ConfigError(UsageError):
     """A mistake in a config file or an override: wrong usage, exit 2."""
 
 

@@ -40,10 +40,7 @@ def choose_mesh(config: Settings, sizes: Config, asked: str | None) -> Mesh | No
         print(f"mesh {sharding.describe(shape)}; choose with --mesh", file=sys.stderr)
     mesh = sharding.make_mesh(sizes, shape, devices)
     check(config, sizes, shape)
-    if jax.process_count() > len({device.process_index for device in mesh.devices.flat}):
-        raise UserError(
-            f"--mesh {sharding.describe(shape)} leaves whole processes without a device"
-        )
+    sharding.check_processes(mesh)
     return mesh if mesh.size > 1 or jax.process_count() > 1 else None
 
 
@@ -84,40 +81,73 @@ def state_shardings(state: Any, sizes: Config, mesh: Mesh | None) -> Any:
     return tree_map_with_path(where, state)
 
 
+Ranges = tuple[tuple[int, int], ...]  # of rows: (start, stop), ascending, not always neighbours
+
+
 def own_part(rows: int, sizes: Config, mesh: Mesh | None) -> tuple[int, int]:
     """(which part of a batch's rows this process feeds, of how many).
 
     Processes whose devices have the same rows feed the same ones.
+
+    Raises:
+      UserError: two have some rows in common and not all.
     """
-    if mesh is None:
-        return 0, 1
+    return (0, 1) if mesh is None else part_of(_held(rows, sizes, mesh), jax.process_index())
+
+
+def part_of(held: Mapping[int, Ranges], process: int) -> tuple[int, int]:
+    """As `own_part`, of the process with this index, from what each has."""
+    parts = sorted(set(held.values()))
+    seen: set[tuple[int, int]] = set()
+    for ranges in parts:
+        if not seen.isdisjoint(ranges):
+            raise UserError(
+                "the mesh gives processes some rows of a batch in common and not others; put whole "
+                "processes on data and fsdp"
+            )
+        seen.update(ranges)
+    return parts.index(held[process]), len(parts)
+
+
+def _held(rows: int, sizes: Config, mesh: Mesh) -> dict[int, Ranges]:
+    """The rows of each process's devices, by its index."""
+    found: dict[int, set[tuple[int, int]]] = {}
     where = NamedSharding(mesh, _rows(sizes, mesh))
-    indices: Any = where.addressable_devices_indices_map((rows,)).values()
-    held = [rows_of[0].indices(rows)[:2] for rows_of in indices]
-    first, last = min(start for start, _ in held), max(stop for _, stop in held)
-    return first // (last - first), rows // (last - first)
+    for device, index in where.devices_indices_map((rows,)).items():
+        found.setdefault(device.process_index, set()).add(index[0].indices(rows)[:2])
+    return {process: tuple(sorted(ranges)) for process, ranges in found.items()}
 
 
-def placed(batch: Batch, sizes: Config, mesh: Mesh | None, *, whole: bool) -> Batch:
+def placed(batch: Batch, sizes: Config, mesh: Mesh | None, parts: int = 1) -> Batch:
     """A batch [..., B, T] on the devices.
 
     Args:
-      batch: on the host.
+      batch: this process's part of the rows, on the host.
       sizes: of the network.
       mesh: where it goes.
-      whole: every process has all of it, not its part alone.
+      parts: of how many, see `own_part`; 1: it is all of them.
     """
     if mesh is None:
         return batch
 
     def place(x: np.ndarray) -> jax.Array:
-        spec = P(*(None,) * (x.ndim - 2), *_rows(sizes, mesh))
-        where = NamedSharding(mesh, spec)
-        if whole:
-            return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
-        return jax.make_array_from_process_local_data(where, x)
+        rows = parts * x.shape[-2]
+        where = NamedSharding(mesh, P(*(None,) * (x.ndim - 2), *_rows(sizes, mesh)))
+        ranges = ((0, rows),) if parts == 1 else _held(rows, sizes, mesh)[jax.process_index()]
+
+        def own(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[-2].indices(rows)
+            begin = offset(ranges, start)
+            return x[..., begin : begin + stop - start, :]
+
+        return jax.make_array_from_callback((*x.shape[:-2], rows, x.shape[-1]), where, own)
 
     return jax.tree.map(place, batch)
+
+
+def offset(ranges: Ranges, row: int) -> int:
+    """Where a row stands among those of the ranges."""
+    return sum(min(stop, row) - start for start, stop in ranges if start < row)
 
 
 def any_of(flag: bool) -> bool:

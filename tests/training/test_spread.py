@@ -33,7 +33,7 @@ def stepped(config, sizes, rows, mesh):
     trainer = Trainer(config, sizes, mesh)
     where = jax.tree.map(lambda x: x.sharding, trainer.abstract_state())
     state = jax.jit(trainer.init, out_shardings=where)()
-    batch = spread.placed(in_parts(rows, 2), sizes, mesh, whole=True)
+    batch = spread.placed(in_parts(rows, 2), sizes, mesh)
 
     def step(state, batch):
         return trainer.train_step(state, batch, qat=True)
@@ -85,3 +85,19 @@ def test_one_process_feeds_all_rows(sizes):
     assert spread.own_part(8, sizes, mesh) == (0, 1)
     assert spread.from_all({"a": [1]}) == [{"a": [1]}]
     assert spread.any_of(True) and not spread.any_of(False)
+
+
+def test_parts_of_hosts_whose_rows_are_no_neighbours():
+    """As a v5e:4x4's four hosts have them when 16 devices in a ring share 16 rows."""
+    hosts = ({0, 1, 6, 15}, {2, 3, 4, 5}, {7, 12, 13, 14}, {8, 9, 10, 11})
+    held = {i: tuple((row, row + 1) for row in sorted(rows)) for i, rows in enumerate(hosts)}
+    assert [spread.part_of(held, i) for i in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert [spread.offset(held[0], row) for row in (0, 1, 6, 15)] == [0, 1, 2, 3]
+    assert [spread.offset(((4, 8), (12, 16)), row) for row in (4, 6, 12, 14)] == [0, 2, 4, 6]
+    twins = {0: ((0, 2),), 1: ((0, 2),), 2: ((2, 4),), 3: ((2, 4),)}
+    assert [spread.part_of(twins, i) for i in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+
+
+def test_hosts_that_share_some_rows_and_not_others_are_refused():
+    with pytest.raises(UserError, match="some rows of a batch in common"):
+        spread.part_of({0: ((0, 2), (2, 4)), 1: ((2, 4), (4, 6))}, 0)
