@@ -153,7 +153,7 @@ def test_a_state_of_other_data_is_refused():
     state = feed(Numbered(31)).state()
     with pytest.raises(UserError, match="the data has changed since the checkpoint: 31 31, now 30"):
         feed(Numbered(30)).restore(state)
-    with pytest.raises(UserError, match="were fed in 1 parts, this run.s would be in 2"):
+    with pytest.raises(UserError, match="were fed in 1 parts, this run's would be in 2"):
         feed(Numbered(31), processes=2).restore(state)
 
 
