@@ -50,6 +50,51 @@ def test_two_processes_answer_as_one_and_only_the_first_prints():
     assert "[analysis]" in reasoning
 
 
+LOADING = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from gptoss_jax import load, sharding
+from gptoss_jax.checkpoint import safetensors_file
+from gptoss_jax.checkpoint.load import open_source
+from gptoss_jax.loading import checkpoint_directory
+
+config = open_source(checkpoint_directory("nano")).config
+read, plainly = [], safetensors_file._read_into
+
+def counted(stream, entry, at, out):
+    read.append(out.nbytes)
+    plainly(stream, entry, at, out)
+
+safetensors_file._read_into = counted
+mesh = sharding.make_mesh(config, {"expert": 2, "tensor": 2}, jax.devices())
+model, _ = load("nano", mesh=mesh)
+held = 0
+for leaf in jax.tree.leaves(model):
+    parts = {str(shard.index): shard.data.nbytes for shard in leaf.addressable_shards}
+    held += sum(parts.values())
+print(sum(read), held, sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
+"""
+
+
+def test_each_process_reads_the_bytes_of_its_own_shards_and_no_others():
+    flags = "--xla_force_host_platform_device_count=2"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    coordinator = f"localhost:{free_port()}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOADING, coordinator, str(process)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for process in range(2)
+    ]
+    for each in both:
+        read, held, whole = map(int, each.communicate(timeout=120)[0].split())
+        assert read == held < 0.7 * whole
+
+
 def test_the_other_process_ends_with_one_that_is_killed():
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"}
     slurm |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "JAX_LOCAL_DEVICE_IDS": ""}

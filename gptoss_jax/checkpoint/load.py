@@ -104,7 +104,7 @@ class _Load:
 
     def _fill(self, first: int, rows: int, *, last: bool) -> _Placing:
         buffers = [target.slice(first, rows) for target in self.targets]
-        self.reading.fill(first, buffers)
+        self.reading.fill(first, buffers, self.targets[0].columns)
 
         def place() -> int:
             for target, buffer in zip(self.targets, buffers, strict=True):

@@ -114,7 +114,10 @@ def _reading(rule: Rule, state: Path, names: set[str], dtype: str) -> Reading:
         expected = {path: (rule.tensors[0].shape, dtype)}
     arrays = {name: _checked(state, name, names, *like) for name, like in expected.items()}
 
-    def fill(first: int, buffers: Sequence[np.ndarray | None]) -> None:
+    def fill(
+        first: int, buffers: Sequence[np.ndarray | None], columns: tuple[int, int] | None
+    ) -> None:
+        del columns  # chunks hold whole rows
         for (name, array), out in zip(arrays.items(), buffers, strict=True):
             if out is None:
                 continue

@@ -56,6 +56,11 @@ class Target:
         """Ranges of rows it takes: all."""
         return {(0, self._like.shape[0] // self._entries)}
 
+    @property
+    def columns(self) -> tuple[int, int] | None:
+        """Of a matrix the columns it takes, None: all."""
+        return None
+
     def slice(self, first: int, rows: int) -> np.ndarray:
         """A buffer for rows `first ... first + rows`, to be filled and given to `write`."""
         start, stop = first * self._entries, (first + rows) * self._entries
@@ -102,6 +107,14 @@ class ShardedTarget:
         """Ranges of rows that this host's devices hold."""
         return {(piece.first, piece.first + piece.rows) for piece in self._pieces}
 
+    @property
+    def columns(self) -> tuple[int, int] | None:
+        """Of a matrix the columns from the first to the last that these hold."""
+        if len(self._like.shape) != 2 or self._entries > 1:
+            return None
+        bounds = [piece.columns for piece in self._pieces]
+        return min(start for start, _ in bounds), max(stop for _, stop in bounds)
+
     def slice(self, first: int, rows: int) -> np.ndarray:
         """A buffer for rows `first ... first + rows`, to be filled and given to `write`."""
         del first
@@ -127,6 +140,7 @@ class _Piece:
         shape = tuple(stop - start for start, stop in bounds)
         self.first = bounds[0][0] // entries
         self.rows = shape[0] // entries
+        self.columns = bounds[-1]
         self._columns = index[1:]
         self.target = Target(jax.ShapeDtypeStruct(shape, like.dtype), where, self.rows)
 

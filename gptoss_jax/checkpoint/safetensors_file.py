@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -126,21 +127,43 @@ def _check_extent(entries: list[Entry], file: Path, data_start: int, size: int) 
         raise UserError(f"{file}: {size - end:,} bytes follow the last tensor")
 
 
-def read_rows(entry: Entry, first: int, out: np.ndarray) -> None:
+def read_rows(
+    entry: Entry, first: int, out: np.ndarray, columns: tuple[int, int] | None = None
+) -> None:
     """Fills `out` with rows `first ...` of a tensor; C-contiguous, of the tensor's dtype.
+
+    Args:
+      entry: the tensor.
+      first: where the rows begin.
+      out: [rows, ...].
+      columns: of a matrix, which to read; the others in `out` stay as they are.
 
     Raises:
       UserError: the file ends early.
     """
     row = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
-    left = memoryview(out.reshape(-1).view(np.uint8).data)
     with entry.file.open("rb", buffering=0) as stream:
-        stream.seek(entry.offset + first * row)
-        while left:
-            count = stream.readinto(left)
-            if not count:
-                raise UserError(f"{entry.file}: truncated within tensor {entry.name!r}")
-            left = left[count:]
+        if columns is None or columns == (0, entry.shape[1]):
+            _read_into(stream, entry, entry.offset + first * row, out)
+            return
+        start, stop = columns
+        for number, values in enumerate(out, first):
+            _read_into(
+                stream,
+                entry,
+                entry.offset + number * row + start * out.itemsize,
+                values[start:stop],
+            )
+
+
+def _read_into(stream: RawIOBase, entry: Entry, at: int, out: np.ndarray) -> None:
+    left = memoryview(out.reshape(-1).view(np.uint8).data)
+    stream.seek(at)
+    while left:
+        count = stream.readinto(left)
+        if not count:
+            raise UserError(f"{entry.file}: truncated within tensor {entry.name!r}")
+        left = left[count:]
 
 
 def write_file(

@@ -26,16 +26,16 @@ class Reading:
       path: the parameter's, see `rules.Part`.
       rows: its leading dimension.
       nbytes: of all of it.
-      fill: `fill(first, buffers)` fills a buffer for each of the parameter's arrays (one, or blocks
-        and scales) with the rows from `first`, and reads nothing where it is None; called from
-        threads.
+      fill: `fill(first, buffers, columns)` fills a buffer for each of the parameter's arrays (one,
+        or blocks and scales) with the rows from `first`, and reads nothing where it is None. Of a
+        matrix it need fill only these columns (None: all). Called from threads.
       step: how many rows to read at once.
     """
 
     path: str
     rows: int
     nbytes: int
-    fill: Callable[[int, Sequence[np.ndarray | None]], None]
+    fill: Callable[[int, Sequence[np.ndarray | None], tuple[int, int] | None], None]
     step: int
 
 
@@ -80,19 +80,27 @@ def _readings(rule: Rule, checkpoint: Checkpoint) -> Iterator[Reading]:
 
 
 def _filler(rule: Rule, part: Part, entries: list[Entry]):
-    def fill(first: int, buffers: Sequence[np.ndarray | None]) -> None:
+    def fill(
+        first: int, buffers: Sequence[np.ndarray | None], columns: tuple[int, int] | None
+    ) -> None:
         for entry, out in zip(entries, buffers, strict=True):
             if out is not None:
-                _read(entry, part.first + first, out, rule.interleaved)
+                _read(entry, part.first + first, out, rule.interleaved, columns)
 
     return fill
 
 
-def _read(entry: Entry, first: int, out: np.ndarray, interleaved: bool) -> None:
+def _read(
+    entry: Entry,
+    first: int,
+    out: np.ndarray,
+    interleaved: bool,
+    columns: tuple[int, int] | None,
+) -> None:
     """Rows of a published tensor, from `first`, into `out` in memory's order."""
     packed = entry.dtype == "U8"
     if not packed and not interleaved:
-        read_rows(entry, first, out)
+        read_rows(entry, first, out, columns)
         return
     raw = aligned_empty((len(out), *entry.shape[1:]), DTYPES[entry.dtype])
     read_rows(entry, first, raw)

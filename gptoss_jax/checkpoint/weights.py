@@ -97,5 +97,5 @@ def _of_file(
     array = aligned_empty((rows * entries, *shape[1:]), likes[which].dtype)
     buffers: list[np.ndarray | None] = [None] * len(likes)
     buffers[which] = array if entries == 1 else array.reshape(rows, entries, *shape[1:])
-    reading.fill(first, buffers)
+    reading.fill(first, buffers, None)
     return array

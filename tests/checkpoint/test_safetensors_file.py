@@ -45,6 +45,16 @@ def test_rows_of_what_the_safetensors_library_writes(tmp_path):
         assert out.tobytes() == expected.tobytes()
 
 
+def test_columns_of_a_matrix(tmp_path):
+    file = tmp_path / "x.safetensors"
+    matrix = np.arange(7 * 11, dtype=np.float32).reshape(7, 11)
+    safetensors.numpy.save_file({"m": matrix}, file)
+    out = np.full((3, 11), -1.0, np.float32)
+    read_rows(read_header(file)["m"], 2, out, (4, 9))
+    np.testing.assert_array_equal(out[:, 4:9], matrix[2:5, 4:9])
+    assert (out[:, :4] == -1).all() and (out[:, 9:] == -1).all()
+
+
 def raw(header, data=b""):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
