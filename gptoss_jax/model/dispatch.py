@@ -88,7 +88,8 @@ def _sending(x_RD, expert_RX, weight_RX, mixture: Mixture, held: int, axes: Axes
 
     @jax.checkpoint  # what was received is not kept
     def exchange(block):
-        return _exchange(*block, mixture, held, axes)
+        x, expert, weight = block
+        return _exchange(x, expert, weight, mixture, held, axes)
 
     arguments = (split(x_RD, 0), split(expert_RX, parts * held), split(weight_RX, 0))
     return lax.map(exchange, arguments).reshape(blocks * size, -1)[:rows]

@@ -135,7 +135,8 @@ def placed(batch: Batch, sizes: Config, mesh: Mesh | None, parts: int = 1) -> Ba
         where = NamedSharding(mesh, P(*(None,) * (x.ndim - 2), *_rows(sizes, mesh)))
         ranges = ((0, rows),) if parts == 1 else _held(rows, sizes, mesh)[jax.process_index()]
 
-        def own(index: tuple[slice, ...]) -> np.ndarray:
+        def own(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[-2].indices(rows)
             begin = offset(ranges, start)
             return x[..., begin : begin + stop - start, :]
