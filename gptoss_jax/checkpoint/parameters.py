@@ -112,7 +112,7 @@ class ShardedTarget:
         """Of a matrix the columns from the first to the last that these hold."""
         if len(self._like.shape) != 2 or self._entries > 1:
             return None
-        bounds = [piece.columns for piece in self._pieces]
+        bounds = [piece.columns[0].indices(self._like.shape[1])[:2] for piece in self._pieces]
         return min(start for start, _ in bounds), max(stop for _, stop in bounds)
 
     def slice(self, first: int, rows: int) -> np.ndarray:
@@ -140,8 +140,7 @@ class _Piece:
         shape = tuple(stop - start for start, stop in bounds)
         self.first = bounds[0][0] // entries
         self.rows = shape[0] // entries
-        self.columns = bounds[-1]
-        self._columns = index[1:]
+        self.columns = index[1:]
         self.target = Target(jax.ShapeDtypeStruct(shape, like.dtype), where, self.rows)
 
     def write(self, first: int, filled: np.ndarray) -> None:
@@ -150,7 +149,7 @@ class _Piece:
         if start >= stop:
             return
         buffer = self.target.slice(start - self.first, stop - start)
-        own = filled[start - first : stop - first][:, :, *self._columns]
+        own = filled[start - first : stop - first][:, :, *self.columns]
         buffer[...] = own.reshape(buffer.shape)
         self.target.write(start - self.first, buffer)
 
