@@ -6,7 +6,7 @@ import platform
 import sys
 
 from gptoss_jax import cli, distributed
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError
 
 _EXAMPLES = [
     "model --preset 20b",
@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _model(arguments: argparse.Namespace) -> None:
     if arguments.mesh and not arguments.checkpoint:
-        raise UserError("--mesh is for a whole model: give --checkpoint; layers take one device")
+        raise UsageError("--mesh is for a whole model: give --checkpoint; layers take one device")
     distributed.join(arguments)
     import jax
 

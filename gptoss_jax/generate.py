@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.loading import (
     checkpoint_directory,
     choose_mesh,
@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> "Turn":
     """Everything up to the first token; what can be wrong without JAX is found before it loads."""
     if arguments.raw and (arguments.system or arguments.developer):
-        raise UserError("--raw continues the prompt as it is; leave out --system and --developer")
+        raise UsageError("--raw continues the prompt as it is; leave out --system and --developer")
     distributed.join(arguments)
     text = _read_prompt(arguments) if distributed.prints() else ""
     tokenizer, config = _tokenizer(arguments)

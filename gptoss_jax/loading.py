@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.text import O200K_VOCAB_SIZE, has_tokenizer, o200k_harmony, tokenizer_for
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def choose_mesh(config: "Config", asked: str | None, batch: int = 1) -> "jax.sha
     else:
         shape = sharding.parse(asked)
     if shape.get("fsdp", 1) > 1:
-        raise UserError(f"--mesh {asked}: fsdp is for training; use expert, tensor or data")
+        raise UsageError(f"--mesh {asked}: fsdp is for training; use expert, tensor or data")
     mesh = sharding.make_mesh(config, shape, devices)
     sharding.check_batch(batch, mesh)
     sharding.check_processes(mesh)

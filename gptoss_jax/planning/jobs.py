@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gptoss_jax import sharding
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError
 from gptoss_jax.inference.generator import chunk_size
 from gptoss_jax.model.config import Config
 from gptoss_jax.planning import arithmetic, program
@@ -47,12 +47,12 @@ class Generate:
         return sharding.default_shape(self.sizes, devices)
 
     def check(self, shape: Mapping[str, int], devices: int) -> None:
-        """Raises a UserError for a mesh that is of no use here."""
+        """Raises a UsageError for a mesh that is of no use here."""
         sharding.check(self.sizes, shape, devices)
         if shape.get("fsdp", 1) > 1:
-            raise UserError("fsdp is for --task train; use expert, tensor or data")
+            raise UsageError("fsdp is for --task train; use expert, tensor or data")
         if self.batch % shape.get("data", 1):
-            raise UserError(
+            raise UsageError(
                 f"--batch {self.batch}: data={shape['data']} of the mesh does not divide it"
             )
 
@@ -99,7 +99,7 @@ class Train:
         return spread.default_shape(self.settings, self.sizes, devices)
 
     def check(self, shape: Mapping[str, int], devices: int) -> None:
-        """Raises a UserError for a mesh that is of no use here."""
+        """Raises a UsageError for a mesh that is of no use here."""
         sharding.check(self.sizes, shape, devices)
         spread.check(self.settings, self.sizes, shape)
 
