@@ -91,7 +91,9 @@ def test_each_process_reads_the_bytes_of_its_own_shards_and_no_others():
         for process in range(2)
     ]
     for each in both:
-        read, held, whole = map(int, each.communicate(timeout=120)[0].split())
+        printed, _ = each.communicate(timeout=120)
+        assert each.returncode == 0
+        read, held, whole = map(int, printed.split())
         assert read == held < 0.7 * whole
 
 

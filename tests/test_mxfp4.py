@@ -206,6 +206,7 @@ def test_encode_follows_the_ocp_rule(values):
         np.testing.assert_array_equal(blocks[0, group] >> 4, codes[1::2])
 
 
+# A table, several values a line: not one each.
 TIES = {
     0.25: 0.0, 0.75: 1.0, 1.25: 1.0, 1.75: 2.0, 2.5: 2.0, 3.5: 4.0, 5.0: 4.0,
     # Just beside a tie the nearer one wins.

@@ -122,7 +122,7 @@ PREAMBLE = "<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant
         (PREAMBLE + CALL, False, "One moment.\n", ""),
         (THOUGHT, False, "", ""),
     ],
-)  # fmt: skip
+)
 def test_what_generate_prints(capsys, text, reasoning, out, err):
     _stream(turn(text), argparse.Namespace(json=False, show_reasoning=reasoning))
     assert capsys.readouterr() == (out, err)
@@ -155,8 +155,22 @@ def prepare(*words: str) -> Turn:
 
 
 def test_flags_reach_the_device(tiny):
-    one = prepare("--checkpoint", str(tiny), "--min-p", "0.25", "--top-k", "7", "--top-p", "0.5",
-                  "--temperature", "0.75", "--seed", "9", "--reasoning-effort", "high")  # fmt: skip
+    one = prepare(
+        "--checkpoint",
+        str(tiny),
+        "--min-p",
+        "0.25",
+        "--top-k",
+        "7",
+        "--top-p",
+        "0.5",
+        "--temperature",
+        "0.75",
+        "--seed",
+        "9",
+        "--reasoning-effort",
+        "high",
+    )
     sampling = one._sampling
     assert (sampling.min_p_B, sampling.top_k_B, sampling.top_p_B) == (0.25, 7, 0.5)
     assert (sampling.temperature_B, sampling.seed_B) == (0.75, 9)

@@ -83,6 +83,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(xla, "PAGES_A_BLOCK", 2)
 
 
+# A table, several cases a line: not one each.
 ALIGNED = [
     # queries, keys, window
     (1, 1, None), (7, 7, None), (8, 8, None), (9, 9, None), (16, 16, None), (37, 37, None),

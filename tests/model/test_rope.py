@@ -28,6 +28,7 @@ def test_ramp_of_the_published_models():
 
 @pytest.mark.fast
 def test_frequencies_of_the_published_models():
+    # A table, several frequencies a line: not one each.
     expected = {
         0: 1.0, 1: 6.890443059e-01, 8: 5.081327482e-02, 9: 3.170569618e-02, 12: 6.794959490e-03,
         16: 4.564839192e-04, 17: 1.293187012e-04, 18: 3.830881237e-05, 24: 4.099978482e-06,
