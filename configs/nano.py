@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 4000
+    config.steps = 3950
     config.batch_size = 4
     config.balance_coefficient = 0.01
     config.qat_start = 0
@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     config.model.experts_per_token = 2
     config.model.expert_width = 192
     config.model.sliding_window = 32
+    config.model.initializer_range = 0.05
+    config.model.rope_theta = 10_000.0
     config.model.rope_original_context = 256
     config.model.rope_factor = 8.0
     config.model.max_context = 2048
@@ -46,8 +48,9 @@ def get_config() -> ConfigDict:
     config.data.kind = "tasks"
     config.data.sequence_length = 1280
 
-    config.optimizer.lr = 3e-3
+    config.optimizer.lr = 1.5e-3
     config.optimizer.schedule = "wsd"
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 1000
+    config.optimizer.decay_steps = 1200
+    config.optimizer.final_fraction = 0.02
     return config

@@ -17,15 +17,15 @@ from gptoss_jax.model.rope import rotate
 Rotation = tuple[jax.Array, jax.Array]
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
-    """A weight drawn with the published models' initialiser range, 0.02."""
-    return nnx.Param(_draw(rngs.params(), shape, dtype))
+def normal(config: Config, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: jnp.dtype) -> nnx.Param:
+    """A weight drawn with the config's `initializer_range` as its standard deviation."""
+    return nnx.Param(_draw(rngs.params(), shape, dtype, config.initializer_range))
 
 
 # Jitted so that layers of one shape are traced once: `abstract` is part of every load.
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    return (jax.random.normal(key, shape) * 0.02).astype(dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _draw(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, deviation: float) -> jax.Array:
+    return (jax.random.normal(key, shape) * deviation).astype(dtype)
 
 
 class Attention(nnx.Module):
@@ -33,13 +33,13 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, layer: int, dtype: jnp.dtype, *, rngs: nnx.Rngs):
         attention, kv_width, hidden = config.attention_width, config.kv_width, config.hidden_size
-        self.w_q_AD = normal(rngs, (attention, hidden), dtype)
+        self.w_q_AD = normal(config, rngs, (attention, hidden), dtype)
         self.b_q_A = nnx.Param(jnp.zeros((attention,), dtype))
-        self.w_k_CD = normal(rngs, (kv_width, hidden), dtype)
+        self.w_k_CD = normal(config, rngs, (kv_width, hidden), dtype)
         self.b_k_C = nnx.Param(jnp.zeros((kv_width,), dtype))
-        self.w_v_CD = normal(rngs, (kv_width, hidden), dtype)
+        self.w_v_CD = normal(config, rngs, (kv_width, hidden), dtype)
         self.b_v_C = nnx.Param(jnp.zeros((kv_width,), dtype))
-        self.w_o_DA = normal(rngs, (hidden, attention), dtype)
+        self.w_o_DA = normal(config, rngs, (hidden, attention), dtype)
         self.b_o_D = nnx.Param(jnp.zeros((hidden,), dtype))
         self.sinks_N = nnx.Param(jnp.zeros((config.num_heads,), dtype))
         self.window = config.window(layer)

@@ -50,6 +50,7 @@ class Config:
     rms_norm_eps: float = 1e-5
     swiglu_alpha: float = 1.702
     swiglu_limit: float = 7.0
+    initializer_range: float = 0.02  # standard deviation of weights before training
 
     def __post_init__(self):
         if not self.layer_types:
@@ -231,7 +232,7 @@ def _fields_from_hf(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], di
     fields = _take(raw, _HF_KEYS, path)
     rope_key, rope = _rope(raw, path)
     fields |= _rope_fields(rope, rope_key, path)
-    for field in ("swiglu_alpha", "swiglu_limit"):
+    for field in ("swiglu_alpha", "swiglu_limit", "initializer_range"):
         if field in raw:
             fields |= _take(raw, {field: field}, path)
     if (kinds := raw.get("layer_types")) is not None:
@@ -385,7 +386,7 @@ def to_hf_json(config: Config, *, packed_experts: bool) -> dict[str, Any]:
         "experts_per_token": config.experts_per_token,
         "hidden_act": "silu",
         "initial_context_length": config.rope_original_context,
-        "initializer_range": 0.02,
+        "initializer_range": config.initializer_range,
         "layer_types": list(config.layer_types),
         "output_router_logits": False,
         "rope_scaling": {

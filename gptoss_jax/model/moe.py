@@ -28,10 +28,10 @@ class MoE(nnx.Module):
         num_experts, hidden, width = config.num_experts, config.hidden_size, config.expert_width
 
         def weight(inputs: int, outputs: int) -> nnx.Param:
-            w = normal(rngs, (num_experts, inputs, outputs), dtype)
+            w = normal(config, rngs, (num_experts, inputs, outputs), dtype)
             return nnx.Param(_encode(w[...])) if packed_experts else w
 
-        self.w_router_ED = normal(rngs, (num_experts, hidden), dtype)
+        self.w_router_ED = normal(config, rngs, (num_experts, hidden), dtype)
         self.b_router_E = nnx.Param(jnp.zeros((num_experts,), dtype))
         # Columns: the gates' F, then the ups' F (checkpoints interleave them).
         self.w_gate_up_EDF = weight(hidden, 2 * width)

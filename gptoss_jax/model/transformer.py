@@ -85,13 +85,13 @@ class GptOss(nnx.Module):
         rngs: nnx.Rngs,
     ):
         size = (config.vocab_size, config.hidden_size)
-        self.embedding_VD = normal(rngs, size, param_dtype)
+        self.embedding_VD = normal(config, rngs, size, param_dtype)
         self.layers = nnx.List(
             Layer(config, index, param_dtype, packed_experts=packed_experts, rngs=rngs)
             for index in range(config.num_layers)
         )
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype)
-        self.unembedding_VD = normal(rngs, size, param_dtype)
+        self.unembedding_VD = normal(config, rngs, size, param_dtype)
         self.config = config
         self.dtype = jnp.dtype(dtype)
 

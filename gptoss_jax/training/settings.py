@@ -64,6 +64,7 @@ def _model() -> Settings:
     model.head_dim = 16
     model.vocab_size = 0  # 0: the tokenizer's
     model.sliding_window = 32
+    model.initializer_range = 0.02
     model.rope_theta = 150_000.0
     model.rope_factor = 8.0
     model.rope_original_context = 256

@@ -154,6 +154,12 @@ def test_tile_size(num_pairs, experts, expected):
     assert pairs.tile_size(num_pairs, experts) == expected
 
 
+def test_weights_that_need_no_decoding_come_in_smaller_tiles():
+    chosen = np.zeros((4096, 2), np.int32)
+    sizes = [pairs.sort_pairs(chosen, 8, packed=packed).size for packed in (True, False)]
+    assert sizes == [512, 256]
+
+
 @pytest.mark.parametrize(("form", "rows"), [("few", 12), ("many", 50)])
 def test_a_row_does_not_depend_on_the_others(form, rows):
     """Bit for bit, so that a batch cannot change a sequence: other values and other experts."""

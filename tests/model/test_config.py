@@ -79,6 +79,14 @@ def test_hf_round_trip(tmp_path, config, packed):
     assert read_config(write(tmp_path / "config.json", raw)) == config
 
 
+def test_the_initializer_range_is_read_and_written(tmp_path):
+    config = dataclasses.replace(SMALL, initializer_range=0.05)
+    raw = to_hf_json(config, packed_experts=True)
+    assert read_config(write(tmp_path / "config.json", raw)) == config
+    del raw["initializer_range"]
+    assert read_config(write(tmp_path / "config.json", raw)).initializer_range == 0.02
+
+
 def test_hf_json_says_what_the_published_file_says():
     path = PUBLISHED / "config.20b.json"
     if not path.exists():

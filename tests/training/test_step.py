@@ -46,6 +46,14 @@ def trainer(config, tokenizer):
     return Trainer(config, settings.model_config(config, tokenizer.vocab_size))
 
 
+def test_weights_begin_as_wide_as_the_config_says(config, tokenizer):
+    config.model.initializer_range = 0.05
+    wide = Trainer(config, settings.model_config(config, tokenizer.vocab_size))
+    params = jax.jit(wide.init)().params
+    for path in filter(decays, wide.paths):
+        assert float(params[path].std()) == pytest.approx(0.05, rel=0.1), path
+
+
 def test_matrices_decay_and_nothing_else(trainer):
     kept = {path.rpartition(".")[2] for path in trainer.paths if not decays(path)}
     assert kept == {

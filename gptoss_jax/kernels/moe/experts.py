@@ -34,6 +34,11 @@ class Experts:
         """E."""
         return self.b_down.shape[0]
 
+    @property
+    def packed(self) -> bool:
+        """Whether the weights are MXFP4."""
+        return isinstance(self.w_down, MXFP4)
+
 
 def swiglu(gate_up: jax.Array, alpha: float, limit: float) -> jax.Array:
     """gpt-oss's activation: [..., 2F] -> [..., F], in the input's dtype.

@@ -34,7 +34,7 @@ def _forward(x_RD, chosen_RX, weight_RX, experts):
 
 def _backward(saved, g_RD: jax.Array):
     x_RD, chosen_RX, weight_RX, experts = saved
-    pairs = sort_pairs(chosen_RX, experts.num_experts)
+    pairs = sort_pairs(chosen_RX, experts.num_experts, packed=experts.packed)
     length = len(pairs.row_P)
     share_P = jnp.zeros((length,)).at[pairs.place_RX].set(weight_RX.astype(jnp.float32))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _MAX_TILE = 512
+_MAX_FLOAT_TILE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +52,22 @@ class Pairs:
         return lax.dynamic_slice_in_dim(self.row_P, start, self.size)
 
 
-def tile_size(pairs: int, num_experts: int) -> int:
+def tile_size(pairs: int, num_experts: int, most: int = _MAX_TILE) -> int:
     """Pairs a tile: about what an expert gets, a power of two."""
-    share = max(8, min(_MAX_TILE, pairs // num_experts))
+    share = max(8, min(most, pairs // num_experts))
     return 1 << (share - 1).bit_length()
 
 
-def sort_pairs(chosen_RX: jax.Array, num_experts: int) -> Pairs:
-    """Sorts the pairs of int32 expert ids [R, X]; an id of `num_experts` or more is in no tile."""
+def sort_pairs(chosen_RX: jax.Array, num_experts: int, *, packed: bool = True) -> Pairs:
+    """Sorts the pairs of int32 expert ids [R, X]; an id of `num_experts` or more is in no tile.
+
+    Args:
+      chosen_RX: the ids.
+      num_experts: E.
+      packed: whether a tile decodes its expert's weights; if not, smaller tiles have less padding.
+    """
     rows, chosen = chosen_RX.shape
-    size = tile_size(rows * chosen, num_experts)
+    size = tile_size(rows * chosen, num_experts, _MAX_TILE if packed else _MAX_FLOAT_TILE)
     ids = chosen_RX.reshape(-1)
     order = jnp.argsort(ids, stable=True)
     counts_E = (ids[:, None] == jnp.arange(num_experts)[None]).sum(0, dtype=jnp.int32)

@@ -81,7 +81,7 @@ def many_rows(
     An expert's last tile runs over into the next one's rows; the next expert's tile, which comes
     later, writes those again.
     """
-    pairs = sort_pairs(chosen_RX, experts.num_experts)
+    pairs = sort_pairs(chosen_RX, experts.num_experts, packed=experts.packed)
 
     def compute_tile(tile, y_PD):
         expert, start, _ = pairs.locate(tile)

@@ -15,6 +15,7 @@ from gptoss_jax.training.tasks import (
     arithmetic,
     calculator,
     json_answers,
+    practice,
     recall,
     refusal,
     words,
@@ -41,15 +42,16 @@ SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
     "refusal": refusal.refusal,
     "about": refusal.about,
 }
+_PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {"repeat": practice.repeat}
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
-    "addition": 0.17,
-    "subtraction": 0.15,
-    "product": 0.06,
-    "reverse": 0.09,
-    "sort": 0.11,
-    "count": 0.09,
-    "json": 0.08,
+    "addition": 0.12,
+    "subtraction": 0.14,
+    "product": 0.10,
+    "reverse": 0.08,
+    "sort": 0.13,
+    "count": 0.08,
+    "json": 0.10,
     "calculator": 0.06,
     "recall_near": 0.05,
     "recall_middle": 0.02,
@@ -58,6 +60,15 @@ DEFAULT_MIXTURE = {
     "refusal": 0.07,
     "about": 0.02,
 }
+_LOOKING_UP = {
+    "repeat": 0.3,
+    "recall_near": 0.4,
+    "recall_middle": 0.1,
+    "recall_several": 0.1,
+    "reverse": 0.1,
+}
+# What the default mixture's training begins with: mixtures, and the conversations they end before.
+_CURRICULUM = ((28_000, {"repeat": 1.0}), (45_000, _LOOKING_UP))
 _EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
 _EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
 
@@ -89,12 +100,13 @@ def conversation(
       seed: of all conversations.
       index: from 0, without end.
       split: train, validation or test.
-      mixture: skill to weight; None or empty: `DEFAULT_MIXTURE`.
+      mixture: skill to weight; None or empty: `DEFAULT_MIXTURE`, which in training begins with
+        practice.
 
     Raises:
       UserError: a skill or the split is unknown, or no weight is above 0.
     """
-    weights = mixture or DEFAULT_MIXTURE
+    weights = mixture or _default(index, split)
     for skill in weights:
         _check(skill, split)
     totals = list(itertools.accumulate(weights.values()))
@@ -105,6 +117,14 @@ def conversation(
     return _problem(rng, list(weights)[place], split).conversation()
 
 
+def _default(index: int, split: str) -> Mapping[str, float]:
+    if split == "train":
+        for end, mixture in _CURRICULUM:
+            if index < end:
+                return mixture
+    return DEFAULT_MIXTURE
+
+
 def _problem(rng: Random, skill: str, split: str) -> Problem:
     return situated(
         rng, _bare(rng, skill, split), lambda: _bare(rng, rng.choice(_EARLIER), "train")
@@ -113,13 +133,14 @@ def _problem(rng: Random, skill: str, split: str) -> Problem:
 
 def _bare(rng: Random, skill: str, split: str) -> Problem:
     while True:
-        drawn = SKILLS[skill](rng, rng.choice(_EFFORTS))
+        drawn = (SKILLS | _PRACTICE)[skill](rng, rng.choice(_EFFORTS))
         if belongs(drawn.key, split):
             return drawn
 
 
 def _check(skill: str, split: str) -> None:
-    if skill not in SKILLS:
-        raise UserError(f"skill {skill!r} is unknown; use one of {', '.join(SKILLS)}")
+    if skill not in SKILLS | _PRACTICE:
+        known = ", ".join(SKILLS | _PRACTICE)
+        raise UserError(f"skill {skill!r} is unknown; use one of {known}")
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")

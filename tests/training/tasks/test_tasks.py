@@ -232,6 +232,20 @@ def test_the_mixture_weighs_skills():
         tasks.conversation(0, 0, "train", {"sort": 0.0})
 
 
+def test_training_begins_with_practice_and_nothing_else_does():
+    """Of validation no conversation is practice; of training all are at first, then fewer."""
+
+    def repeats(index, split="train", **mixture):
+        prompt, turn = tasks.conversation(0, index, split, **mixture)[-2:]
+        return turn.content != "" and prompt.content == f"Write {turn.content}"
+
+    assert all(map(repeats, range(50)))
+    assert 0 < sum(map(repeats, range(28_000, 28_100))) < 60
+    assert not any(repeats(45_000 + index) for index in range(100))
+    assert not any(repeats(index, "validation") for index in range(100))
+    assert not any(repeats(index, mixture={"sort": 1.0}) for index in range(20))
+
+
 @dataclasses.dataclass
 class Turn:
     text: str
