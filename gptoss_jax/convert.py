@@ -1,12 +1,13 @@
-"""Converts checkpoints between layouts, and writes synthetic ones."""
+"""Converts checkpoints between layouts, merges adapters, and writes synthetic ones."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from gptoss_jax import cli
+from gptoss_jax.loading import checkpoint_directory
 
-_LAYOUTS = ("hf", "hf-bf16", "original", "orbax")
+_LAYOUTS = ("hf", "hf-bf16", "original", "orbax", "peft")
 _SIZES = ("20b", "120b", "tiny")
 
 
@@ -21,15 +22,24 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "convert",
-        "Converts a checkpoint to another layout, or writes a synthetic one.",
-        ["gpt-oss-20b/ gpt-oss-20b-orbax/ --to orbax", "--synthetic 20b two-layers/ --layers 2"],
+        "Converts a checkpoint to another layout, merges an adapter, or writes a synthetic one.",
+        [
+            "gpt-oss-20b/ gpt-oss-20b-orbax/ --to orbax",
+            "gpt-oss-20b/ tuned-20b/ --adapter runs/mine/export --to hf",
+            "--synthetic 20b two-layers/ --layers 2",
+        ],
     )
     parser.add_argument(
         "source", nargs="?", metavar="SRC", type=Path, help="the checkpoint; none with --synthetic"
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="new or empty, to write to")
     conversion = parser.add_argument_group("Conversion")
-    conversion.add_argument("--to", choices=_LAYOUTS, help="the layout to write")
+    conversion.add_argument(
+        "--to", choices=_LAYOUTS, help="the layout to write; peft: of the adapter alone"
+    )
+    conversion.add_argument(
+        "--adapter", metavar="DIR", help="in PEFT's layout: added into the weights that it is for"
+    )
     synthetic = parser.add_argument_group("Synthetic (takes DIR alone)")
     synthetic.add_argument(
         "--synthetic", choices=_SIZES, metavar="SIZE", help=f"random weights: {', '.join(_SIZES)}"
@@ -43,11 +53,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if arguments.synthetic:
-        if arguments.source or arguments.to:
-            parser.error("--synthetic takes one directory and no --to")
+        if arguments.source or arguments.to or arguments.adapter:
+            parser.error("--synthetic takes one directory, no --to and no --adapter")
         return
     if not arguments.source or not arguments.to:
         parser.error("give SRC, DIR and --to, or --synthetic and DIR")
+    if arguments.to == "orbax" and arguments.adapter:
+        parser.error("--adapter goes into hf, hf-bf16, original or peft; convert that to orbax")
+    if arguments.to == "peft" and not arguments.adapter:
+        parser.error("--to peft takes --adapter DIR")
     if arguments.layers is not None or arguments.seed is not None:
         parser.error("--layers and --seed belong to --synthetic")
 
@@ -60,19 +74,52 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.checkpoint import peft
+    from gptoss_jax.checkpoint.adapters import read_adapter
     from gptoss_jax.checkpoint.load import load_model, open_source
     from gptoss_jax.checkpoint.output import check_new
     from gptoss_jax.checkpoint.save import save_model, save_source
 
     check_new(arguments.directory)  # refused now, not after minutes of reading
+    arguments.source = checkpoint_directory(arguments.source)
     if arguments.to == "orbax":  # which writes only what is in memory
         model = load_model(arguments.source)
         save_model(model, "orbax", arguments.directory, source=arguments.source)
         return
     source = open_source(arguments.source)
-    if arguments.to in ("hf", "original") and not source.packed_experts:
+    trained = None
+    if arguments.adapter:
+        trained = read_adapter(arguments.adapter, source.config)
+    if arguments.to == "peft":
+        assert trained is not None  # `_check` saw to it
+        peft.save(trained, source.config, str(arguments.source), arguments.directory)
+        return
+    packs = arguments.to in ("hf", "original")
+    if packs and not source.packed_experts:
         print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
-    save_source(source, arguments.to, arguments.directory)
+    save_source(source, arguments.to, arguments.directory, adapter=trained)
+    if packs and trained is not None and trained.has_experts:
+        _report_divergence(arguments)
+
+
+def _report_divergence(arguments: argparse.Namespace) -> None:
+    """What packing the merged experts again costs, beside the adapter applied without merging."""
+    from gptoss_jax.inference.divergence import PROMPTS, divergence, log_probabilities
+    from gptoss_jax.loading import load
+
+    found = []
+    for path, adapter in ((arguments.source, arguments.adapter), (arguments.directory, None)):
+        model, tokenizer = load(path, dtype="float32", adapter=adapter)
+        if tokenizer is None:
+            print("note: without a tokenizer no KL of packing is measured", file=sys.stderr)
+            return
+        found.append(log_probabilities(model, tokenizer))
+        del model  # one at a time
+    print(
+        f"packing the merged experts again: KL {divergence(*found):.2e} nats a token, mean over "
+        f"{sum(map(len, found[0]))} tokens of {len(PROMPTS)} prompts",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

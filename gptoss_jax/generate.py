@@ -15,6 +15,7 @@ from gptoss_jax.loading import (
     choose_mesh,
     default_temperature,
     find_tokenizer,
+    load_with,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         default="nano",
         help="a checkpoint in any published layout; without one, the packaged nano answers",
+    )
+    model.add_argument(
+        "--adapter", metavar="DIR", help="of a fine-tune, in PEFT's layout; it is not merged"
     )
     model.add_argument("--tokenizer", metavar="FILE|DIR", help="instead of the checkpoint's own")
     model.add_argument(
@@ -110,7 +114,6 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         temperature = default_temperature(arguments.checkpoint)
     import jax.numpy as jnp
 
-    from gptoss_jax.checkpoint.load import load_model
     from gptoss_jax.inference import completion
     from gptoss_jax.inference.generator import check_prompts
     from gptoss_jax.inference.sampling import Sampling
@@ -124,7 +127,8 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     prompt = distributed.same(prompt)
     check_prompts(config, [prompt], arguments.max_tokens)
     mesh = choose_mesh(config, arguments.mesh)
-    model = load_model(arguments.checkpoint, dtype=jnp.dtype(arguments.dtype), mesh=mesh)
+    dtype = jnp.dtype(arguments.dtype)
+    model = load_with(arguments.checkpoint, arguments.adapter, dtype, mesh)
     sampling = Sampling.same(
         1,
         temperature=temperature,

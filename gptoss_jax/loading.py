@@ -24,7 +24,11 @@ def checkpoint_directory(path: str | Path) -> Path:
 
 
 def load(
-    path: str | Path, *, dtype: str = "bfloat16", mesh: "jax.sharding.Mesh | None" = None
+    path: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    mesh: "jax.sharding.Mesh | None" = None,
+    adapter: str | Path | None = None,
 ) -> "tuple[GptOss, Tokenizer | None]":
     """Loads a checkpoint of any published layout.
 
@@ -33,6 +37,7 @@ def load(
       dtype: what activations are computed in, "bfloat16" or "float32". Weights keep theirs.
       mesh: of `sharding.make_mesh`; the parameters are split over it for `complete`, `Generator`
         (a bare `model(tokens)` then belongs inside a shard_map). None: the first device.
+      adapter: a directory in PEFT's layout, applied beside the weights without merging.
 
     Returns:
       (model, tokenizer); the directory's own tokenizer, else o200k_harmony where the vocabulary is
@@ -47,11 +52,24 @@ def load(
     # Late, so that whoever only wants a tokenizer or an error needs no JAX.
     import jax.numpy as jnp
 
-    from gptoss_jax.checkpoint.load import load_model
-
     path = checkpoint_directory(path)
-    model = load_model(path, dtype=jnp.dtype(dtype), mesh=mesh)
+    model = load_with(path, adapter, jnp.dtype(dtype), mesh)
     return model, find_tokenizer(path, model.config.vocab_size)
+
+
+def load_with(
+    path: Path,
+    adapter: str | Path | None,
+    dtype: "jax.numpy.dtype",
+    mesh: "jax.sharding.Mesh | None",
+) -> "GptOss":
+    """The model of a checkpoint, with an adapter if there is one, which is read first."""
+    from gptoss_jax.checkpoint.adapters import apply_adapter, read_adapter
+    from gptoss_jax.checkpoint.load import load_model, open_source
+
+    trained = None if adapter is None else read_adapter(adapter, open_source(path).config)
+    model = load_model(path, dtype=dtype, mesh=mesh)
+    return model if trained is None else apply_adapter(model, trained)
 
 
 def choose_mesh(config: "Config", asked: str | None, batch: int = 1) -> "jax.sharding.Mesh | None":

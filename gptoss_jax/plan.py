@@ -20,6 +20,7 @@ _EXAMPLES = [
     "--model 20b",
     "--model 120b --topology v6e:2x4 --batch max",
     "--task train --config configs/nano.py --topology v5e:2x2",
+    "--task train --config configs/lora_20b.py --model 20b --topology v5e:1x1",
 ]
 _GIB = 2**30
 _MOST = "max"
@@ -35,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     work = parser.add_argument_group("Work")
     work.add_argument("--task", choices=["generate", "train"], default="generate")
-    work.add_argument("--model", metavar="20b|120b|DIR", help="to generate with")
+    work.add_argument(
+        "--model", metavar="20b|120b|DIR", help="to generate with, or instead of the config's base"
+    )
     work.add_argument(
         "--batch", type=_batch, metavar="B|max", help="sequences (1); max: as many as fit"
     )
@@ -82,8 +85,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     training = arguments.task == "train"
-    if training and (arguments.model or not arguments.config):
-        raise UsageError("--task train takes --config FILE, which has the model's sizes")
+    if training and not arguments.config:
+        raise UsageError("--task train takes --config FILE")
     if training and (arguments.batch or arguments.context):
         raise UsageError("--batch and --context are generation's; --task train has its config's")
     if not training and (arguments.config or not arguments.model):
@@ -104,12 +107,11 @@ def _job(arguments: argparse.Namespace) -> "Job":
     if arguments.task == "generate":
         batch = 1 if arguments.batch in (None, _MOST) else arguments.batch
         return Generate(_sizes(arguments.model), batch, arguments.context or _CONTEXT)
-    from gptoss_jax.text import tokenizer_for
-    from gptoss_jax.training import settings
+    from gptoss_jax.training import base, settings
 
     config = settings.load(arguments.config)
-    vocabulary = tokenizer_for(None, config.tokenizer or None).vocab_size
-    return Train(config, settings.model_config(config, vocabulary))
+    sizes = _sizes(arguments.model) if arguments.model else base.find(config).sizes
+    return Train(config, sizes)
 
 
 def _sizes(model: str) -> "Config":
@@ -145,14 +147,16 @@ def _one(job: "Job", arguments: argparse.Namespace) -> "Report":
 
 
 def _print(rows: "list[Report]") -> None:
-    head = ("slice", "mesh", "capacity", "weights", "cache", "other", "peak", "fits", "bound", "by")
+    beside = "cache" if rows[0].counted.decode_minimum is not None else "trained"
+    head = ("slice", "mesh", "capacity", "weights", beside, "other", "peak", "fits", "bound", "by")
     lines = [head, *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip())
     print(
-        "GiB a device. weights: in training with the optimizer's moments. other: temporaries and "
-        "padding. bound: tokens/s if memory (in training arithmetic) ran at its rated speed and "
+        "GiB a device. trained: the optimizer's moments, and adapters if there are. other: "
+        "temporaries and padding. bound: tokens/s if memory (in training arithmetic) ran at its "
+        "rated speed and "
         "nothing else took time; no measurement.",
         file=sys.stderr,
     )
@@ -162,7 +166,8 @@ def _cells(row: "Report") -> tuple[str, ...]:
     from gptoss_jax import sharding
 
     capacity, counted = row.slice.chip.capacity, row.counted
-    sizes = (capacity, counted.weights, counted.kv_cache, row.temporaries, row.peak)
+    beside = counted.held - counted.weights
+    sizes = (capacity, counted.weights, beside, row.temporaries, row.peak)
     spare = (capacity - row.peak) / _GIB
     fits = f"{'yes' if row.fits else 'no'} ({spare:+.2f})"
     bound = f"{row.tokens_per_second:.0f}"

@@ -323,7 +323,7 @@ def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dic
 
 
 def parameter_spec(path: str, split: Split, ndim: int) -> P:
-    """Of the parameter at "layers.3.attention.w_q_AD", or of one array of a packed one."""
+    """Of the parameter at "layers.3.attention.w_q_AD", or of one array of it if it has several."""
     axes = [getattr(split, dim) or None if dim else None for dim in _dims(path, ndim)]
     while axes and axes[-1] is None:
         axes.pop()
@@ -331,8 +331,15 @@ def parameter_spec(path: str, split: Split, ndim: int) -> P:
 
 
 def _dims(path: str, ndim: int) -> tuple[str | None, ...]:
-    (name,) = [part for part in path.split(".") if part in _PARAMETERS]
+    parts = path.split(".")
+    (name,) = [part for part in parts if part in _PARAMETERS]
     dims = _PARAMETERS[name]
+    if parts[-1] in ("a", "b"):
+        # An adapter's factors, [r, inputs] and [r, outputs]; of experts with E before them.
+        of_a = parts[-1] == "a"
+        if len(dims) == 3:
+            return dims[0], None, dims[1 if of_a else 2]
+        return None, dims[1 if of_a else 0]
     return _SCALES if len(dims) == 3 and ndim == 2 else dims
 
 

@@ -68,19 +68,16 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
-    """What can be wrong without JAX is found before it loads."""
     distributed.join(arguments)
-    from gptoss_jax.text import tokenizer_for
     from gptoss_jax.training import settings, sources
 
     config = settings.load(arguments.config, overrides)
-    tokenizer = tokenizer_for(None, config.tokenizer or None)
-    sizes = settings.model_config(config, tokenizer.vocab_size)
-    found = sources.open_sources(config, tokenizer)
-    from gptoss_jax.training import loop, spread
+    from gptoss_jax.training import base, loop, spread
 
-    mesh = spread.choose_mesh(config, sizes, arguments.mesh)
-    loop.run(config, sizes, found, arguments.workdir, mesh)
+    found = base.find(config)
+    data = sources.open_sources(config, found.tokenizer)
+    mesh = spread.choose_mesh(config, found.sizes, arguments.mesh)
+    loop.run(config, found, data, arguments.workdir, mesh)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
 from gptoss_jax.checkpoint import orbax_dir
 from gptoss_jax.checkpoint.directory import is_orbax, open_checkpoint
-from gptoss_jax.checkpoint.parameters import ShardedTarget, Target, parameter, target_for
+from gptoss_jax.checkpoint.parameters import ShardedTarget, Target, target_for
 from gptoss_jax.checkpoint.progress import bar, chunks, in_order
 from gptoss_jax.checkpoint.source import Reading, Source, safetensors_source
 from gptoss_jax.model.placement import format_of
-from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.model.transformer import GptOss, abstract, parameter
 from gptoss_jax.sharding import parameter_spec, split_of
 
 # What a chunk does in the reader's thread once it is filled: places it on the device, and tells how

@@ -14,13 +14,12 @@ import numpy as np
 import tensorstore as ts
 
 from gptoss_jax.checkpoint.directory import ORBAX_FOLDER, rules_of
-from gptoss_jax.checkpoint.parameters import parameter
 from gptoss_jax.checkpoint.progress import bar, grows
 from gptoss_jax.checkpoint.rules import Rule
 from gptoss_jax.checkpoint.source import Reading, Source, refuse_nan
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import read_config
-from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.model.transformer import GptOss, parameter
 
 _STATE = "state"  # where Orbax v1 puts the one tree of a checkpoint
 _STORED_CHUNK = 32 << 20  # smaller ones cost Orbax's writer more memory

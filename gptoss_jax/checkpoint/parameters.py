@@ -1,4 +1,4 @@
-"""Parameters by their dotted path, and arrays filled a slice at a time."""
+"""Arrays filled a slice at a time."""
 
 import functools
 from typing import Any
@@ -6,22 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
-from gptoss_jax.model.transformer import GptOss
-
 _PAGE = 4096
-
-
-def parameter(model: GptOss, path: str) -> nnx.Param:
-    """The parameter at "layers.3.attention.w_q_AD"."""
-    node: Any = model
-    for key in path.split("."):
-        node = node[int(key)] if key.isdigit() else getattr(node, key)
-    return node
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptoss_jax import mxfp4
-from gptoss_jax.checkpoint import orbax_dir, output, recode, weights
+from gptoss_jax.checkpoint import merge, orbax_dir, output, recode, weights
 from gptoss_jax.checkpoint.directory import LAYOUTS, SAFETENSORS_LAYOUTS, rules_of
 from gptoss_jax.checkpoint.progress import bar, chunks, in_order
 from gptoss_jax.checkpoint.rules import Rule
@@ -19,6 +19,7 @@ from gptoss_jax.checkpoint.source import Source
 from gptoss_jax.checkpoint.weights import Parameter, Weights
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import to_original_json
+from gptoss_jax.model.lora import Trained
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.mxfp4 import MXFP4
 
@@ -60,7 +61,12 @@ def save_model(
 
 
 def save_source(
-    source: Source, layout: str, directory: str | Path, *, progress: bool = True
+    source: Source,
+    layout: str,
+    directory: str | Path,
+    *,
+    adapter: Trained | None = None,
+    progress: bool = True,
 ) -> None:
     """Writes a checkpoint in a layout of safetensors files without loading it.
 
@@ -71,6 +77,7 @@ def save_source(
       source: from `open_source`; its tokenizer files and generation_config.json are copied along.
       layout: "hf", "hf-bf16" or "original".
       directory: as `save_model` takes it.
+      adapter: what is added into the weights; those it has no factors for stay as they are.
       progress: shows a bar in bytes on stderr where that is a terminal.
 
     Raises:
@@ -79,6 +86,7 @@ def save_source(
     """
     directory = Path(directory)
     held = weights.of_source(source)
+    held = held if adapter is None else merge.merged(held, adapter)
     config = _config_json(held, layout, SAFETENSORS_LAYOUTS)
     with output.created(directory):
         _save_safetensors(held, layout, directory, progress)
@@ -133,7 +141,7 @@ def _published(
 def _dense(parameter: Parameter, first: int, rows: int, dtype: np.dtype) -> np.ndarray:
     arrays = [take(first, rows) for take in parameter.arrays]
     if not parameter.packed:
-        return arrays[0]
+        return arrays[0].astype(dtype, copy=False)
     return np.asarray(_decode(MXFP4(*map(jnp.asarray, arrays)), dtype))
 
 

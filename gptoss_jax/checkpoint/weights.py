@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax import lax
 
-from gptoss_jax.checkpoint.parameters import aligned_empty, parameter
+from gptoss_jax.checkpoint.parameters import aligned_empty
 from gptoss_jax.checkpoint.progress import CHUNK_BYTES, rows_within
 from gptoss_jax.checkpoint.source import Reading, Source
 from gptoss_jax.model.config import Config
-from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.model.transformer import GptOss, abstract, parameter
 from gptoss_jax.mxfp4 import MXFP4
 
 # `take(first, rows)`: what an array holds of a parameter's rows, [rows or a multiple of it, ...].

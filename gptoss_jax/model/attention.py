@@ -9,6 +9,7 @@ from flax import nnx
 from gptoss_jax import sharding
 from gptoss_jax.kernels import attention as kernels
 from gptoss_jax.kernels.dense import dense
+from gptoss_jax.kernels.low_rank import with_outputs
 from gptoss_jax.model import cache as kv
 from gptoss_jax.model.chunk import Chunk
 from gptoss_jax.model.config import Config
@@ -139,9 +140,9 @@ class Attention(nnx.Module):
             return y.reshape(batch, length, -1, self.head_dim)
 
         split = sharding.current(self.config)
-        q_BTNH = rotate(heads(self.w_q_AD[...], self.b_q_A[...]), *rotation)
+        q_BTNH = rotate(heads(self.w_q_AD.get_value(), self.b_q_A[...]), *rotation)
         k_BTKH, v_BTKH = (
-            heads(*(self._own_kv_head(x[...], split) for x in parameters))
+            heads(*(self._own_kv_head(x.get_value(), split) for x in parameters))
             for parameters in ((self.w_k_CD, self.b_k_C), (self.w_v_CD, self.b_v_C))
         )
         k_BTKH = rotate(k_BTKH, *rotation)
@@ -153,12 +154,16 @@ class Attention(nnx.Module):
             return x
         sharers = sharding.parts(split.heads) // self.config.num_kv_heads
         first = sharding.place(split.heads) // sharers * self.head_dim
-        return jax.lax.dynamic_slice_in_dim(x, first, self.head_dim)
+
+        def own(x: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, first, self.head_dim, axis)
+
+        return with_outputs(own, x)
 
     def _output(self, out_BTNH):
         batch, length, *_ = out_BTNH.shape
         out_RA = out_BTNH.reshape(batch * length, -1)
-        y_RD = dense(out_RA, self.w_o_DA[...])
+        y_RD = dense(out_RA, self.w_o_DA.get_value())
         y_RD = sharding.total(y_RD, sharding.current(self.config).heads)
         y_RD = y_RD + self.b_o_D[...].astype(jnp.float32)[None]
         return y_RD.astype(out_BTNH.dtype).reshape(batch, length, -1)

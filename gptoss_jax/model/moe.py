@@ -45,7 +45,7 @@ class MoE(nnx.Module):
 
         The weights are a softmax over the chosen logits.
         """
-        logits_RE = dense(x_RD, self.w_router_ED[...], self.b_router_E[...])
+        logits_RE = dense(x_RD, self.w_router_ED.get_value(), self.b_router_E[...])
         best_RX, chosen_RX = jax.lax.top_k(logits_RE, self.config.experts_per_token)
         return logits_RE, chosen_RX, jax.nn.softmax(best_RX, axis=-1)
 

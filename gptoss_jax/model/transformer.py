@@ -1,5 +1,7 @@
 """gpt-oss: embedding, layers of attention and experts, unembedding."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,6 +9,7 @@ from flax import nnx
 from gptoss_jax import sharding
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.embedding import embed
+from gptoss_jax.kernels.low_rank import Weight, with_inputs
 from gptoss_jax.model.attention import Attention, Rotation, normal
 from gptoss_jax.model.cache import Cache, LayerCache
 from gptoss_jax.model.chunk import Chunk
@@ -129,12 +132,16 @@ class GptOss(nnx.Module):
             routers.append(logits_RE)
         return x_BTD, routers
 
-    def whole_unembedding(self) -> jax.Array:
+    def whole_unembedding(self) -> Weight:
         """The unembedding, gathered over `fsdp`: once for several calls of `unembed`."""
         axes = sharding.current(self.config).fsdp
-        return sharding.gathered(self.unembedding_VD[...], axes, axis=-1)
 
-    def unembed(self, x_BTD: jax.Array, table_VD: jax.Array | None = None) -> jax.Array:
+        def whole(x: jax.Array) -> jax.Array:
+            return sharding.gathered(x, axes, axis=-1)
+
+        return with_inputs(whole, self.unembedding_VD.get_value())
+
+    def unembed(self, x_BTD: jax.Array, table_VD: Weight | None = None) -> jax.Array:
         """float32 logits [B, T, V] of the residual stream [B, T, D].
 
         Args:
@@ -201,6 +208,14 @@ class GptOss(nnx.Module):
         x_BTD = embed(table_VD, jnp.where(is_here, row_BT, 0)).astype(self.dtype)
         # All but one part are zero, so the sum is exact.
         return sharding.total(jnp.where(is_here[..., None], x_BTD, 0), split)
+
+
+def parameter(model: GptOss, path: str) -> nnx.Param:
+    """The parameter at "layers.3.attention.w_q_AD"."""
+    node: Any = model
+    for key in path.split("."):
+        node = node[int(key)] if key.isdigit() else getattr(node, key)
+    return node
 
 
 def abstract(

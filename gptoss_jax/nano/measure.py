@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UserError
-from gptoss_jax.training.tasks import SKILLS, Problem
+from gptoss_jax.training.tasks import LESSONS, SKILLS, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
-    parser.add_argument("--skills", nargs="+", choices=SKILLS, default=list(SKILLS))
+    parser.add_argument("--skills", nargs="+", choices=SKILLS | LESSONS, default=list(SKILLS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")
     parser.add_argument("--card", type=Path, help="a model card to write the table into")

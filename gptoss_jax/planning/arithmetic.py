@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gptoss_jax import sharding
 from gptoss_jax.kernels.attention.xla import PAGES_A_BLOCK
 from gptoss_jax.kernels.moe.pairs import tile_size
+from gptoss_jax.model import lora
+from gptoss_jax.model.adapter import Adapter
 from gptoss_jax.model.cache import PAGE, Cache
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
@@ -27,16 +30,25 @@ class Bytes:
     """Bytes of the busiest device, without padding.
 
     Attributes:
-      weights: its part of the parameters; in training of their master copy and its two moments.
+      weights: its part of the parameters.
       kv_cache: its part of the cache.
       decode_minimum: what one decode step of all sequences must read and write: the packed experts
         that are active, everything else of the weights but the embedding's unread rows, the keys
         and values of the whole context, and the logits. None in training.
+      adapters: what is trained, if that is not the weights.
+      optimizer: the two moments of what is trained.
     """
 
     weights: int
     kv_cache: int
     decode_minimum: int | None
+    adapters: int = 0
+    optimizer: int = 0
+
+    @property
+    def held(self) -> int:
+        """All that is there between two steps."""
+        return self.weights + self.kv_cache + self.adapters + self.optimizer
 
 
 def count(config: Config, shape: Mapping[str, int], batch: int, context: int) -> Bytes:
@@ -68,11 +80,27 @@ def count(config: Config, shape: Mapping[str, int], batch: int, context: int) ->
     )
 
 
-def count_training(config: Config, shape: Mapping[str, int]) -> Bytes:
-    """Counts what training keeps between steps; arguments as `count` has them."""
-    model = abstract(config, param_dtype=jnp.float32, packed_experts=False)
-    sizes = _parameter_bytes(model, sharding.split_of(config, shape), _ways(shape))
-    return Bytes(weights=3 * sum(sizes.values()), kv_cache=0, decode_minimum=None)
+def count_training(
+    config: Config, shape: Mapping[str, int], adapter: Adapter | None = None
+) -> Bytes:
+    """Counts what training keeps between steps.
+
+    Args:
+      config: the network.
+      shape: axis sizes of the mesh.
+      adapter: what is trained, beside packed weights that are not; None: float32 weights.
+    """
+    split, ways = sharding.split_of(config, shape), _ways(shape)
+    packed = {} if adapter else {"param_dtype": jnp.float32, "packed_experts": False}
+    model = abstract(config, **packed)
+    weights = sum(_parameter_bytes(model, split, ways).values())
+    if adapter is None:
+        return Bytes(weights, kv_cache=0, decode_minimum=None, optimizer=2 * weights)
+    adapters = sum(
+        4 * math.prod(sizes) // _parts(sharding.parameter_spec(path, split, len(sizes)), ways)
+        for path, sizes in lora.trained_shapes(model, adapter).items()
+    )
+    return Bytes(weights, 0, None, adapters=adapters, optimizer=2 * adapters)
 
 
 def _ways(shape: Mapping[str, int]) -> Callable[[sharding.Axes], int]:
@@ -140,10 +168,13 @@ def _parameter_bytes(model: GptOss, split: sharding.Split, ways) -> dict[str, in
     for path, leaf in tree_leaves_with_path(model):
         dotted = keystr(path, simple=True, separator=".")
         spec = sharding.parameter_spec(dotted, split, leaf.ndim)
-        parts = math.prod(ways(_tuple(axes)) for axes in spec if axes)
         name = dotted.replace(".value", "")
-        found[name] = leaf.size * leaf.dtype.itemsize // parts
+        found[name] = leaf.size * leaf.dtype.itemsize // _parts(spec, ways)
     return found
+
+
+def _parts(spec: P, ways) -> int:
+    return math.prod(ways(_tuple(axes)) for axes in spec if axes)
 
 
 def _tuple(axes) -> sharding.Axes:

@@ -16,7 +16,7 @@ from gptoss_jax.planning.arithmetic import Bytes
 from gptoss_jax.planning.chips import GIB, Slice
 from gptoss_jax.planning.program import Compiled
 from gptoss_jax.training import spread
-from gptoss_jax.training.settings import Settings, fields
+from gptoss_jax.training.settings import Settings, adapter_of, fields
 from gptoss_jax.training.speed import training_flops
 
 # Guesses, for where no compiler is asked. Of what is held, and bytes that are always there: what
@@ -67,8 +67,7 @@ class Generate:
     def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
         """A guess of temporaries and padding, bytes a device."""
         rows = self.batch // shape.get("data", 1) * chunk_size(self.context)
-        held = counted.weights + counted.kv_cache
-        return _PADDING * held + _LEAST + _PREFILL * rows * self.sizes.hidden_size
+        return _PADDING * counted.held + _LEAST + _PREFILL * rows * self.sizes.hidden_size
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if decode's least bytes moved at the memory's rate and nothing took time."""
@@ -104,8 +103,8 @@ class Train:
         spread.check(self.settings, self.sizes, shape)
 
     def count(self, shape: Mapping[str, int]) -> Bytes:
-        """Bytes by arithmetic: float32 parameters and two moments; no cache."""
-        return arithmetic.count_training(self.sizes, shape)
+        """Bytes by arithmetic: parameters and two moments of those that are trained; no cache."""
+        return arithmetic.count_training(self.sizes, shape, adapter_of(self.settings))
 
     def compiled(self, mesh: Mesh) -> Compiled:
         """By the compiler: a step."""
@@ -119,7 +118,7 @@ class Train:
         tokens = settings.batch_size // parts * settings.data.sequence_length
         kept = 1 if settings.remat else _ACTIVATIONS
         layers = kept * self.sizes.num_layers + _ACTIVATIONS
-        return 2 / 3 * counted.weights + 4 * tokens * layers * self.sizes.hidden_size
+        return counted.optimizer + 4 * tokens * layers * self.sizes.hidden_size
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if the multiplications went at the bfloat16 rate of the mesh's chips."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from gptoss_jax.planning.chips import GIB
 from gptoss_jax.planning.report import Report
 
-_PARTS = ("weights", "kv_cache", "temporaries")
+_PARTS = ("weights", "kv_cache", "adapters", "optimizer", "temporaries")
 
 
 def draw(rows: list[Report], file: Path) -> None:
@@ -24,7 +24,9 @@ def draw(rows: list[Report], file: Path) -> None:
     sizes = [row.as_dict()["bytes"] for row in rows]
     below = [0.0] * len(rows)
     for part in _PARTS:
-        heights = [size[part] / GIB for size in sizes]
+        if not any(part in size for size in sizes):
+            continue
+        heights = [size.get(part, 0) / GIB for size in sizes]
         axes.bar(places, heights, bottom=below, width=0.6, label=part.replace("_", " "))
         below = [base + height for base, height in zip(below, heights, strict=True)]
     capacity = [size["capacity"] / GIB for size in sizes]

@@ -81,7 +81,9 @@ def _compile_prefill(config: Config, mesh: Mesh, batch: int, context: int) -> Co
 
 def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
     """A training step, with experts through MXFP4 if the config ever has them so."""
-    trainer = Trainer(settings, sizes, mesh)
+    model = placed(abstract(sizes, dtype=jnp.dtype(settings.dtype)), mesh)
+    base = model if settings.lora.targets else None
+    trainer = Trainer(settings, sizes, mesh, base)
     length, parts = settings.data.sequence_length, settings.accumulation
     shape = (parts, settings.batch_size // parts, length)
     spec = P(None, *sharding.batch_spec(sharding.split_of(sizes, dict(mesh.shape))))
@@ -90,7 +92,7 @@ def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
     batch = Batch(integers, integers, weights, integers, integers)
     step = functools.partial(trainer.train_step, qat=settings.qat_start >= 0)
     function = jax.jit(step, donate_argnums=0)
-    return _compiled(function, mesh, trainer.abstract_state(), _placed(batch, spec, mesh))
+    return _compiled(function, mesh, trainer.abstract_state(), base, _placed(batch, spec, mesh))
 
 
 def _arguments(config: Config, mesh: Mesh, batch: int, context: int):

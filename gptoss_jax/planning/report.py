@@ -41,15 +41,14 @@ class Report:
     @property
     def temporaries(self) -> int:
         """Bytes, padding of weights and cache included."""
-        held = self.counted.weights + self.counted.kv_cache
         if self.compiled is None:
             return round(self.job.temporaries(self.shape, self.counted))
-        return self.compiled.peak - held
+        return self.compiled.peak - self.counted.held
 
     @property
     def peak(self) -> int:
         """Bytes of the fullest device."""
-        return self.counted.weights + self.counted.kv_cache + self.temporaries
+        return self.counted.held + self.temporaries
 
     @property
     def fits(self) -> bool:
@@ -70,7 +69,11 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `plan --json`."""
         compiled = self.compiled
-        batch = {"batch": self.job.batch} if isinstance(self.job, Generate) else {}
+        batch, trained = {}, {}
+        if isinstance(self.job, Generate):
+            batch = {"batch": self.job.batch}
+        else:
+            trained = {"adapters": self.counted.adapters, "optimizer": self.counted.optimizer}
         return batch | {
             "fits": self.fits,
             "devices": self.slice.devices,
@@ -79,6 +82,7 @@ class Report:
                 "capacity": int(self.slice.chip.capacity),
                 "weights": self.counted.weights,
                 "kv_cache": self.counted.kv_cache,
+                **trained,
                 "temporaries": self.temporaries,
                 "peak": self.peak,
             },

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
-from gptoss_jax.model.config import Config
+from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.training import speed, spread
+from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
-from gptoss_jax.training.export import export
+from gptoss_jax.training.export import export, export_adapter
 from gptoss_jax.training.feed import Feed, one_pass
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.run_directory import RunDirectory
@@ -30,21 +32,25 @@ from gptoss_jax.training.step import Trainer, compiled, in_parts, summary
 
 
 def run(
-    config: Settings, sizes: Config, sources: Sources, workdir: Path, mesh: Mesh | None = None
+    config: Settings, base: Base, sources: Sources, workdir: Path, mesh: Mesh | None = None
 ) -> None:
     """Trains, or goes on training, to the end or to a SIGTERM.
 
     Args:
       config: a checked training config.
-      sizes: of the network.
+      base: the network, and what it begins from.
       sources: of its data.
       workdir: the run directory; if it holds checkpoints the newest is gone on from. Of several
         processes it is one that all reach.
       mesh: of all processes' devices; None: the first device.
 
     Raises:
-      UserError: a loss that is no number; a work directory of another run.
+      UserError: a loss that is no number; a work directory of another run; a target of an adapter
+        that is none of the network's.
     """
+    trainer = Trainer(config, base.sizes, mesh, base.abstract(jnp.dtype(config.dtype)))
+    for line in trainer.described():
+        _say(line)
     directory = RunDirectory(workdir, config, jax.devices()[0].device_kind)
     if directory.changed:
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
@@ -53,13 +59,10 @@ def run(
         contextlib.closing(directory),
         Checkpoints(workdir / "checkpoints", config.keep) as kept,
     ):
-        loop = _Loop(config, sizes, sources, directory, kept, mesh)
+        loop = _Loop(trainer, base, sources, directory, kept)
         loop.begin()
         if loop.steps(stopping):
-            packed = workdir / "export"
-            loop.export(packed)
-            loop.compare(packed)
-            _say(f"done after {config.steps} steps; packed checkpoint in {packed}")
+            loop.finish(workdir / "export")
     for split, source in (("training", sources.train), ("validation", sources.validation)):
         if source is not None and source.skipped:
             _say(f"left out {source.skipped} bad examples of the {split} data")
@@ -70,17 +73,18 @@ class _Loop:
 
     def __init__(
         self,
-        config: Settings,
-        sizes: Config,
+        trainer: Trainer,
+        base: Base,
         sources: Sources,
         directory: RunDirectory,
         checkpoints: Checkpoints,
-        mesh: Mesh | None,
     ):
-        self.trainer = Trainer(config, sizes, mesh)
-        self._config = config
-        self._sizes = sizes
-        self._mesh = mesh
+        self.trainer = trainer
+        self._config = config = trainer.config
+        self._sizes = sizes = trainer.sizes
+        self._mesh = mesh = trainer.mesh
+        self._from = base
+        self._base: GptOss | None = None  # what an adapter is for; it is not trained
         self._validation = sources.validation
         self._directory = directory
         self._checkpoints = checkpoints
@@ -104,13 +108,20 @@ class _Loop:
         """The first state, or the newest checkpoint's."""
         latest = self._checkpoints.latest
         like = self.trainer.abstract_state()
+        if latest is None or self.trainer.adapter is not None:
+            self._base = self._from.load(jnp.dtype(self._config.dtype), self._mesh)
         if latest is None:
             where = jax.tree.map(lambda x: x.sharding, like)
-            self.state = jax.jit(self.trainer.init, out_shardings=where)()
+            new, given = self.trainer.init, ()
+            if self._base is not None:
+                new, given = self.trainer.begin_from, (self._base,)
+            self.state = jax.jit(new, out_shardings=where)(*given)
         else:
             self.state, feeds = self._checkpoints.load(like)
             self._feed.restore(feeds[min(self._part, len(feeds) - 1)])
             _say(f"resumed after step {latest}")
+        if self.trainer.adapter is None:
+            self._base = None
         self._done = latest or 0
         self._directory.begin(self._done)
 
@@ -140,19 +151,27 @@ class _Loop:
                 return False
         return True
 
-    def export(self, packed: Path) -> None:
-        """Writes the packed model of the run's end."""
-        model = self.trainer.packed(self.state.params)
-        export(spread.on_host(model), packed, self._config.tokenizer)
+    def finish(self, directory: Path) -> None:
+        """Writes what the run was for: the adapter, or the packed model."""
+        done, tokenizer = f"done after {self._config.steps} steps", self._config.tokenizer
+        if self.trainer.adapter is not None:
+            values = spread.on_host(self.state.params)
+            export_adapter(values, self.trainer.adapter, self._from, directory)
+            return _say(f"{done}; adapter in {directory}")
+        model = spread.on_host(self.trainer.packed(self.state.params))
+        export(model, directory, tokenizer, self._from.directory)
+        self._compare(directory)
+        _say(f"{done}; packed checkpoint in {directory}")
 
-    def compare(self, packed: Path) -> None:
+    def _compare(self, packed: Path) -> None:
         """Reports what packing costs: the master weights' validation beside the export's."""
         if self._validation is None:
             return
         dtype = np.dtype(self._config.dtype)
         model = load_model(packed, dtype=dtype, mesh=self._mesh, progress=False)
-        before = self._validate("before packing", self.trainer.eval_step, self.state.params)
-        after = self._validate("after packing", self.trainer.eval_model, model)
+        given = (self.state.params, None)
+        before = self._validate("before packing", self.trainer.eval_step, given)
+        after = self._validate("after packing", self.trainer.eval_model, (model,))
         if before and after:
             _say(
                 f"packing: validation accuracy {100 * before['accuracy']:.2f} % before, "
@@ -165,11 +184,13 @@ class _Loop:
         batch = in_parts(rows, self._config.accumulation)
         batch = spread.placed(batch, self._sizes, self._mesh, self._parts)
         began = time.perf_counter()
-        program = self._program("train", qat, self.trainer.train_step, (self.state, batch), (0,))
+        program = self._program(
+            "train", qat, self.trainer.train_step, (self.state, self._base, batch), (0,)
+        )
         self._meter.pause(time.perf_counter() - began)
         # Of one part; the others' differ by how well their rows are filled.
         self._meter.add(self._parts * int((rows.segments_BT > 0).sum()))
-        self.state, metrics = program(self.state, batch)
+        self.state, metrics = program(self.state, self._base, batch)
         return metrics
 
     def _program(
@@ -214,7 +235,8 @@ class _Loop:
             return self._directory.plot()
         began = time.perf_counter()
         qat = 0 <= self._config.qat_start < self._done
-        metrics = self._validate("validation", self.trainer.eval_step, self.state.params, qat)
+        given = (self.state.params, self._base)
+        metrics = self._validate("validation", self.trainer.eval_step, given, qat)
         if metrics:
             _say(
                 f"step {self._done} validation loss {metrics['loss']:.4f} accuracy "
@@ -224,12 +246,12 @@ class _Loop:
         self._meter.pause(time.perf_counter() - began)
 
     def _validate(
-        self, name: str, step: Callable, weights: Any, qat: bool = False
+        self, name: str, step: Callable, weights: tuple[Any, ...], qat: bool = False
     ) -> dict[str, Any] | None:
         """Records and gives the metrics of the validation data, None where it has no batch."""
         sums = None
         for rows in self._validation_rows():
-            new = self._program(name, qat, step, (weights, rows))(weights, rows)
+            new = self._program(name, qat, step, (*weights, rows))(*weights, rows)
             sums = new if sums is None else jax.tree.map(np.add, sums, jax.device_get(new))
         if sums is None:
             return None

@@ -41,6 +41,15 @@ def pack(model: GptOss, dtype: jnp.dtype = jnp.bfloat16) -> GptOss:
     return packed
 
 
+def unpacked(model: GptOss) -> GptOss:
+    """The model with its experts as float arrays, in float32."""
+
+    def decoded(weight: mxfp4.MXFP4 | jax.Array) -> jax.Array:
+        return mxfp4.decode(weight, jnp.float32) if isinstance(weight, mxfp4.MXFP4) else weight
+
+    return _with_experts(model, model, decoded)
+
+
 def _with_experts(model: GptOss, source: GptOss, change: Callable) -> GptOss:
     """A copy of the model whose expert weights are those of `source`, changed."""
     copy = jax.tree.map(lambda x: x, model)

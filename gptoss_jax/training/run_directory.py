@@ -16,7 +16,7 @@ from gptoss_jax.training import settings
 
 _PACKAGES = ("gptoss_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run cannot change on the way: a checkpoint would not fit, or the data would be others.
-_FIXED = ("seed", "tokenizer", "batch_size", "model.", "data.")
+_FIXED = ("seed", "tokenizer", "base", "batch_size", "model.", "lora.", "data.")
 _FREE = ("data.skip_bad", "data.paths", "data.validation_paths")  # the feed knows its data
 
 

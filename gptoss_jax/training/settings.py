@@ -5,6 +5,7 @@ one is an error wherever it stands. Imports no JAX.
 """
 
 import difflib
+import itertools
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gptoss_jax.errors import UsageError, UserError
+from gptoss_jax.model.adapter import Adapter
 
 # A `ConfigDict` with the fields of `defaults`. To a type checker any field of a ConfigDict may be
 # anything that one can hold.
@@ -32,7 +34,8 @@ def defaults() -> Settings:
     """
     config = ConfigDict()
     config.seed = 0  # of the initial parameters
-    config.tokenizer = ""  # a file or directory; empty: the packaged o200k_harmony
+    config.base = ""  # a checkpoint to begin from, with its sizes; empty: nothing, `model`'s
+    config.tokenizer = ""  # a file or directory; empty: the base's, else o200k_harmony
     config.dtype = "float32"  # of activations; parameters are float32
     config.steps = 1000
     config.batch_size = 8  # rows of data.sequence_length tokens a step
@@ -46,6 +49,7 @@ def defaults() -> Settings:
     config.checkpoint_every = 100
     config.keep = 3  # checkpoints
     config.model = _model()
+    config.lora = _lora()
     config.data = _data()
     config.optimizer = _optimizer()
     return config.lock()
@@ -70,6 +74,18 @@ def _model() -> Settings:
     model.rope_original_context = 256
     model.max_context = 2048
     return model
+
+
+def _lora() -> Settings:
+    """The fields of `model.adapter.Adapter`; without targets everything is trained."""
+    lora = ConfigDict()
+    lora.targets = ()  # q, k, v, o, gate_up, down, router, sinks, unembedding
+    lora.layers = ()  # as ("0-11", "23"); empty: all
+    lora.rank = 8
+    lora.alpha = 16.0
+    lora.rslora = False
+    lora.dropout = 0.0  # of attention's, router's and unembedding's factors
+    return lora
 
 
 def _data() -> Settings:
@@ -216,6 +232,7 @@ def check(config: Settings) -> None:
         if channel not in _TRAIN_ON:
             known = ", ".join(_TRAIN_ON)
             raise ConfigError(f"config.data.train_on: {channel!r} is none of {known}")
+    adapter_of(config)
     _check_together(config)
 
 
@@ -230,7 +247,9 @@ def _check_together(config: Settings) -> None:
             f"config.accumulation: {config.accumulation} does not divide config.batch_size "
             f"{config.batch_size}"
         )
-    if data.sequence_length > model.max_context:
+    if config.lora.targets and not config.base:
+        raise ConfigError("config.base: empty; name the checkpoint that lora.targets are of")
+    if not config.base and data.sequence_length > model.max_context:
         raise ConfigError(
             f"config.data.sequence_length: {data.sequence_length} is more than "
             f"config.model.max_context {model.max_context}"
@@ -240,8 +259,32 @@ def _check_together(config: Settings) -> None:
             raise ConfigError(f"config.optimizer.{beta}: {config.optimizer[beta]} must be below 1")
 
 
+def adapter_of(config: Settings) -> Adapter | None:
+    """The adapter a config trains; None where it trains everything.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    chosen = config.lora
+    if not chosen.targets:
+        return None
+    layers = tuple(itertools.chain.from_iterable(map(_range, chosen.layers)))
+    fields = {name: chosen[name] for name in ("rank", "alpha", "rslora", "dropout")}
+    try:
+        return Adapter(targets=tuple(chosen.targets), layers=layers or None, **fields)
+    except UserError as error:
+        raise ConfigError(f"config.{error}") from None
+
+
+def _range(text: str) -> range:
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise ConfigError(f"config.lora.layers: {text!r} is neither a number nor two, as 0-11")
+    return range(int(first), int(last or first) + 1)
+
+
 def model_config(config: Settings, vocab_size: int):
-    """The `model.config.Config` a training config describes.
+    """The `model.config.Config` a training config describes, if it is of no base.
 
     Args:
       config: a checked config.

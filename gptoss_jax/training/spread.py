@@ -179,7 +179,7 @@ def on_host(tree: Any) -> Any:
 
 def dotted(path: Any) -> str:
     """A parameter's path in a model, as "layers.3.attention.w_q_AD"."""
-    return keystr(path, simple=True, separator=".").removesuffix(".value")
+    return keystr(path, simple=True, separator=".").replace(".value", "")
 
 
 def _rows(sizes: Config, mesh: Mesh) -> P:

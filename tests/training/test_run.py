@@ -176,10 +176,11 @@ def run(config_path, tmp_path, capsys, monkeypatch):
     """Runs in this process, with the last line of stderr; a function stands for the train step."""
 
     def to_end(loss_of_step, *words):
-        def fake(function, state, batch, donate):
+        def fake(function, state, base, batch, donate):
+            assert base is None
             compiled.append((int(state.step), function.keywords))
 
-            def program(state, batch):
+            def program(state, base, batch):
                 done = state.step + 1
                 loss = np.float32(loss_of_step(int(done)))
                 metrics = {"loss": loss, "learning_rate": 0.1, "gradient_norm": 1.0}

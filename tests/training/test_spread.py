@@ -36,7 +36,7 @@ def stepped(config, sizes, rows, mesh):
     batch = spread.placed(in_parts(rows, 2), sizes, mesh)
 
     def step(state, batch):
-        return trainer.train_step(state, batch, qat=True)
+        return trainer.train_step(state, None, batch, qat=True)
 
     return compiled(step, state, batch, donate=(0,))(state, batch)
 

@@ -112,7 +112,7 @@ def test_microbatches_give_the_gradient_of_the_whole(config, tokenizer, trainer)
     assert two.weights_BT.sum((1, 2)).tolist() != [two.weights_BT.sum() / 2] * 2
 
     def step(state, batches):
-        return trainer.train_step(state, batches, qat=False)
+        return trainer.train_step(state, None, batches, qat=False)
 
     whole, metrics = compiled(step, state, one)(state, one)
     program = compiled(step, state, two, donate=(0,))

@@ -7,41 +7,46 @@ import jax.numpy as jnp
 from jax import lax
 
 from gptoss_jax import mxfp4
-from gptoss_jax.kernels import precision_of
+from gptoss_jax.kernels.low_rank import LowRank, matmul
+from gptoss_jax.kernels.moe.experts import ExpertWeight
 from gptoss_jax.mxfp4 import GROUP, HALF, MXFP4
 
 
-def expert_matmul(x_RK: jax.Array, weight: MXFP4 | jax.Array, expert: jax.Array) -> jax.Array:
+def expert_matmul(x_RK: jax.Array, weight: ExpertWeight, expert: jax.Array) -> jax.Array:
     """x @ weight[expert]: float32 [R, N] from x [R, K] and weight [E, K, N].
 
     No copy of a packed weight is made, and no more than one expert is dequantised.
     """
+    if isinstance(weight, LowRank):
+        h_Rr = matmul(x_RK, index(weight.a, expert).T).astype(x_RK.dtype)
+        added = weight.scale * matmul(h_Rr, index(weight.b, expert))
+        return expert_matmul(x_RK, weight.base, expert) + added
     if not isinstance(weight, MXFP4):
-        w_KN = lax.dynamic_index_in_dim(weight, expert, keepdims=False).astype(x_RK.dtype)
-        return _dot(x_RK, w_KN)
+        return matmul(x_RK, index(weight, expert))
     return lax.platform_dependent(
         x_RK, weight, expert, cpu=_packed_cpu, tpu=_packed_tiles, default=_packed_planes
     )
 
 
-def expert_matmul_transposed(
-    g_RN: jax.Array, weight: MXFP4 | jax.Array, expert: jax.Array
-) -> jax.Array:
+def expert_matmul_transposed(g_RN: jax.Array, weight: ExpertWeight, expert: jax.Array) -> jax.Array:
     """g @ weight[expert]^T: float32 [R, K] from g [R, N] and weight [E, K, N].
 
     The gradient's matmul. Of a packed weight one nibble plane of one expert is decoded at a time.
     """
+    if isinstance(weight, LowRank):
+        h_Rr = matmul(g_RN, index(weight.b, expert).T).astype(g_RN.dtype)
+        added = weight.scale * matmul(h_Rr, index(weight.a, expert))
+        return expert_matmul_transposed(g_RN, weight.base, expert) + added
     if not isinstance(weight, MXFP4):
-        w_KN = lax.dynamic_index_in_dim(weight, expert, keepdims=False).astype(g_RN.dtype)
-        return _dot(g_RN, w_KN.T)
-    low, high = (_dot(g_RN, plane.T) for plane in _decoded_planes(weight, expert, g_RN.dtype))
+        return matmul(g_RN, index(weight, expert).T)
+    low, high = (matmul(g_RN, plane.T) for plane in _decoded_planes(weight, expert, g_RN.dtype))
     halves = (y.reshape(len(g_RN), weight.groups, 1, HALF) for y in (low, high))
     return jnp.concatenate(list(halves), axis=2).reshape(len(g_RN), -1)
 
 
-def _dot(x_RK: jax.Array, w_KN: jax.Array) -> jax.Array:
-    precision = precision_of(x_RK.dtype)
-    return jnp.dot(x_RK, w_KN, precision=precision, preferred_element_type=jnp.float32)
+def index(array: jax.Array, expert: jax.Array) -> jax.Array:
+    """One expert's part of an array [E, ...]."""
+    return lax.dynamic_index_in_dim(array, expert, keepdims=False)
 
 
 def _slice(weight: MXFP4, expert, group, groups: int, column, columns: int):
@@ -63,7 +68,7 @@ def _packed_planes(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Arr
     """One dot for each nibble: what is decoded feeds it in the order in which it lies."""
     low, high = _planes(x_RK)
     plane_low, plane_high = _decoded_planes(weight, expert, x_RK.dtype)
-    return _dot(low, plane_low) + _dot(high, plane_high)
+    return matmul(low, plane_low) + matmul(high, plane_high)
 
 
 def _decoded_planes(weight: MXFP4, expert: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
@@ -110,7 +115,7 @@ def _packed_tiles(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Arra
         scales = mxfp4.decode_scales(weight.scales[first + jnp.arange(groups)])[:, None]
         for x, codes in zip(planes, (blocks & 0xF, blocks >> 4), strict=True):
             values = mxfp4.decode_codes(codes) * scales
-            y_RN += _dot(x[tile], values.astype(x_RK.dtype).reshape(groups * HALF, n))
+            y_RN += matmul(x[tile], values.astype(x_RK.dtype).reshape(groups * HALF, n))
         return y_RN
 
     with jax.named_scope(f"rounds_{tiles}"):

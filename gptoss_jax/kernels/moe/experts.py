@@ -5,7 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from gptoss_jax.kernels.low_rank import LowRank, base_of
 from gptoss_jax.mxfp4 import MXFP4
+
+ExpertWeight = MXFP4 | jax.Array | LowRank
 
 
 @jax.tree_util.register_dataclass
@@ -14,17 +17,18 @@ class Experts:
     """One layer's experts.
 
     Attributes:
-      w_gate_up: [E, D, 2F], packed or a float array; the gates' columns, then the ups'.
+      w_gate_up: [E, D, 2F], packed or a float array, perhaps with factors; the gates' columns,
+        then the ups'.
       b_gate_up: [E, 2F], in the same order.
-      w_down: [E, F, D], packed or a float array.
+      w_down: [E, F, D], packed or a float array, perhaps with factors.
       b_down: [E, D].
       alpha: swiglu's slope (1.702).
       limit: swiglu's clamp (7.0).
     """
 
-    w_gate_up: MXFP4 | jax.Array
+    w_gate_up: ExpertWeight
     b_gate_up: jax.Array
-    w_down: MXFP4 | jax.Array
+    w_down: ExpertWeight
     b_down: jax.Array
     alpha: float = dataclasses.field(metadata={"static": True})
     limit: float = dataclasses.field(metadata={"static": True})
@@ -37,7 +41,7 @@ class Experts:
     @property
     def packed(self) -> bool:
         """Whether the weights are MXFP4."""
-        return isinstance(self.w_down, MXFP4)
+        return isinstance(base_of(self.w_down), MXFP4)
 
 
 def swiglu(gate_up: jax.Array, alpha: float, limit: float) -> jax.Array:

@@ -4,26 +4,23 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from gptoss_jax.kernels import precision_of
-from gptoss_jax.kernels.moe import xla
+from gptoss_jax.kernels.moe import weight_gradient, xla
 from gptoss_jax.kernels.moe.expert_matmul import expert_matmul, expert_matmul_transposed
 from gptoss_jax.kernels.moe.experts import Experts, swiglu
 from gptoss_jax.kernels.moe.pairs import sort_pairs
-from gptoss_jax.mxfp4 import MXFP4
 
-# Sums over an expert's rows: float32 arrays by their field in `Experts`; no packed weight is in it.
-_Sums = dict[str, jax.Array]
+_FIELDS = ("w_gate_up", "b_gate_up", "w_down", "b_down")
+_Sums = dict[str, weight_gradient.Sums]  # over an expert's rows, by the field in `Experts`
 
 
 @jax.custom_vjp
 def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts) -> jax.Array:
-    """As `reference.moe`, differentiable in rows, weights of rows, biases and float weights.
+    """As `reference.moe`, differentiable in rows, their weights, biases, float weights and factors.
 
-    Packed weights are constants. Nothing but the arguments is kept for the backward pass, which
-    computes the gate and up matmul again.
+    Packed weights, and those that have factors, are constants. Nothing but the arguments is kept
+    for the backward pass, which computes the gate and up matmul again.
     """
     return xla.moe(x_RD, chosen_RX, weight_RX, experts)
 
@@ -55,7 +52,8 @@ def _backward(saved, g_RD: jax.Array):
     real_RX = chosen_RX < experts.num_experts
     dx_RXD = jnp.where(real_RX[..., None], dx_PD[pairs.place_RX].astype(jnp.float32), 0)
     dshare_RX = jnp.where(real_RX, dshare_P[pairs.place_RX], 0).astype(weight_RX.dtype)
-    return dx_RXD.sum(1).astype(x_RD.dtype), _none(chosen_RX), dshare_RX, _as(experts, sums)
+    nowhere = weight_gradient.none(chosen_RX)
+    return dx_RXD.sum(1).astype(x_RD.dtype), nowhere, dshare_RX, _as(experts, sums)
 
 
 moe.defvjp(_forward, _backward)
@@ -78,44 +76,20 @@ def _tile(x_SD, share_S, g_SD, experts: Experts, expert, sums: _Sums):
     dx_SD = expert_matmul_transposed(dh_SF.astype(x_SD.dtype), experts.w_gate_up, expert)
 
     gs_SD = share_S[:, None] * g_SD
-    tile_sums = {
-        "w_gate_up": lambda: _outer(x_SD, dh_SF),
-        "b_gate_up": lambda: dh_SF.sum(0),
-        "w_down": lambda: _outer(a_SF.astype(x_SD.dtype), gs_SD),
-        "b_down": lambda: gs_SD.sum(0),
+    owed = {
+        "w_gate_up": weight_gradient.of_tile(experts.w_gate_up, x_SD, dh_SF, expert),
+        "b_gate_up": dh_SF.sum(0),
+        "w_down": weight_gradient.of_tile(experts.w_down, a_SF.astype(x_SD.dtype), gs_SD, expert),
+        "b_down": gs_SD.sum(0),
     }
-    return dx_SD, dshare_S, {k: _add(total, expert, tile_sums[k]()) for k, total in sums.items()}
-
-
-def _outer(x_SK: jax.Array, g_SN: jax.Array) -> jax.Array:
-    """x^T g: float32 [K, N], multiplied in x's dtype."""
-    precision = precision_of(x_SK.dtype)
-    g_SN = g_SN.astype(x_SK.dtype)
-    return jnp.dot(x_SK.T, g_SN, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _add(total: jax.Array, expert: jax.Array, added: jax.Array) -> jax.Array:
-    row = lax.dynamic_index_in_dim(total, expert, keepdims=False)
-    return lax.dynamic_update_index_in_dim(total, row + added, expert, axis=0)
+    return dx_SD, dshare_S, {k: weight_gradient.add(sums[k], expert, owed[k]) for k in _FIELDS}
 
 
 def _empty_sums(experts: Experts) -> _Sums:
-    names = ("w_gate_up", "b_gate_up", "w_down", "b_down")
-    leaves = {name: getattr(experts, name) for name in names}
-    return {k: jnp.zeros(x.shape) for k, x in leaves.items() if not isinstance(x, MXFP4)}
+    return {name: weight_gradient.zeros(getattr(experts, name)) for name in _FIELDS}
 
 
 def _as(experts: Experts, sums: _Sums) -> Experts:
     """The sums as a cotangent of the experts."""
-
-    def cotangent(name: str):
-        like = getattr(experts, name)
-        return jax.tree.map(_none, like) if name not in sums else sums[name].astype(like.dtype)
-
-    fields = {name: cotangent(name) for name in ("w_gate_up", "b_gate_up", "w_down", "b_down")}
+    fields = {k: weight_gradient.cotangent(getattr(experts, k), sums[k]) for k in _FIELDS}
     return Experts(**fields, alpha=experts.alpha, limit=experts.limit)
-
-
-def _none(integers: jax.Array) -> np.ndarray:
-    """The cotangent of an integer array."""
-    return np.zeros(integers.shape, jax.dtypes.float0)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from gptoss_jax import mxfp4
 from gptoss_jax.kernels import einsum
-from gptoss_jax.kernels.moe.experts import Experts, swiglu
+from gptoss_jax.kernels.low_rank import LowRank
+from gptoss_jax.kernels.moe.experts import Experts, ExpertWeight, swiglu
 
 
 def combine_weights(chosen_RX: jax.Array, weight_RX: jax.Array, num_experts: int) -> jax.Array:
@@ -28,7 +29,10 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
       over experts are float32.
     """
 
-    def dense(weight: mxfp4.MXFP4 | jax.Array) -> jax.Array:
+    def dense(weight: ExpertWeight) -> jax.Array:
+        if isinstance(weight, LowRank):
+            added = jnp.einsum("ErK,ErN->EKN", weight.a, weight.b, precision="highest")
+            return dense(weight.base) + (weight.scale * added).astype(x_RD.dtype)
         if isinstance(weight, mxfp4.MXFP4):
             return mxfp4.decode(weight, x_RD.dtype)
         return weight.astype(x_RD.dtype)

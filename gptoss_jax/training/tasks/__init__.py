@@ -23,7 +23,16 @@ from gptoss_jax.training.tasks import (
 from gptoss_jax.training.tasks.problem import SPLITS, Problem, ToolCall, belongs
 from gptoss_jax.training.tasks.setting import situated
 
-__all__ = ["DEFAULT_MIXTURE", "SKILLS", "SPLITS", "Problem", "ToolCall", "conversation", "problem"]
+__all__ = [
+    "DEFAULT_MIXTURE",
+    "LESSONS",
+    "SKILLS",
+    "SPLITS",
+    "Problem",
+    "ToolCall",
+    "conversation",
+    "problem",
+]
 
 SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
     "addition": arithmetic.addition,
@@ -42,7 +51,10 @@ SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
     "refusal": refusal.refusal,
     "about": refusal.about,
 }
+# What nano does not learn: for examples of fine-tuning.
+LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"double": words.double}
 _PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {"repeat": practice.repeat}
+_ALL = SKILLS | LESSONS | _PRACTICE
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
     "addition": 0.12,
@@ -77,7 +89,7 @@ def problem(skill: str, seed: int, index: int, split: str) -> Problem:
     """A problem of a skill, in the setting of some conversation.
 
     Args:
-      skill: one of `SKILLS`.
+      skill: one of `SKILLS` or `LESSONS`.
       seed: of all problems.
       index: from 0, without end.
       split: train, validation or test.
@@ -133,14 +145,13 @@ def _problem(rng: Random, skill: str, split: str) -> Problem:
 
 def _bare(rng: Random, skill: str, split: str) -> Problem:
     while True:
-        drawn = (SKILLS | _PRACTICE)[skill](rng, rng.choice(_EFFORTS))
+        drawn = _ALL[skill](rng, rng.choice(_EFFORTS))
         if belongs(drawn.key, split):
             return drawn
 
 
 def _check(skill: str, split: str) -> None:
-    if skill not in SKILLS | _PRACTICE:
-        known = ", ".join(SKILLS | _PRACTICE)
-        raise UserError(f"skill {skill!r} is unknown; use one of {known}")
+    if skill not in _ALL:
+        raise UserError(f"skill {skill!r} is unknown; use one of {', '.join(_ALL)}")
     if split not in SPLITS:
         raise UserError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")

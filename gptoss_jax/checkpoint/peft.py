@@ -1,0 +1,291 @@
+"""Adapters in the layout of Hugging Face's PEFT: adapter_config.json, adapter_model.safetensors.
+
+Names and shapes are those of PEFT 0.17 and later: `target_modules` for matrices, and for the
+parameters of experts and router `target_parameters`, whose factors of all E experts lie in one
+matrix each: lora_A [E r, in] has the expert major, lora_B [out, r E] the rank.
+
+What PEFT has no place for, trained sinks, is written beside it into sinks.safetensors, which PEFT
+ignores and `load` here reads.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_jax.checkpoint import recode
+from gptoss_jax.checkpoint.output import write_json
+from gptoss_jax.checkpoint.safetensors_file import (
+    DTYPES,
+    Entry,
+    Tensor,
+    read_header,
+    read_rows,
+    write_file,
+)
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.adapter import Adapter
+from gptoss_jax.model.config import Config, read_json_object
+from gptoss_jax.model.lora import Trained
+
+CONFIG, WEIGHTS, SINKS = "adapter_config.json", "adapter_model.safetensors", "sinks.safetensors"
+_PREFIX = "base_model.model."
+# PEFT's module of each matrix, in a layer; whether its factors are of a parameter; the target.
+_MATRICES = {
+    "self_attn.q_proj": ("attention.w_q_AD", "q"),
+    "self_attn.k_proj": ("attention.w_k_CD", "k"),
+    "self_attn.v_proj": ("attention.w_v_CD", "v"),
+    "self_attn.o_proj": ("attention.w_o_DA", "o"),
+    "mlp.router": ("moe.w_router_ED", "router"),
+}
+_EXPERTS = "mlp.experts"
+_GATE_UP, _DOWN = "moe.w_gate_up_EDF", "moe.w_down_EFD"
+_PARAMETERS = {
+    "gate_up": "mlp.experts.gate_up_proj",
+    "down": "mlp.experts.down_proj",
+    "router": "mlp.router.weight",
+}
+_MODULES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+_HEAD, _HEAD_PATH = "lm_head", "unembedding_VD"
+# Settings of PEFT's that change what the factors mean, and the value that leaves it alone.
+_PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+}
+_SINKS_NAME = "model.layers.{}.self_attn.sinks"
+
+
+def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
+    """Writes an adapter directory.
+
+    Args:
+      trained: float32 values on the host or a device.
+      sizes: of the network it is for.
+      base: what adapter_config.json calls the model it is for.
+      directory: to make.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    directory.mkdir(parents=True)
+    values = {path: np.asarray(value) for path, value in trained.values.items()}
+    factors = dict(_published(values, sizes))
+    sinks = {
+        _SINKS_NAME.format(path.split(".")[1]): value
+        for path, value in values.items()
+        if path.endswith("sinks_N")
+    }
+    _write(directory / WEIGHTS, factors)
+    if sinks:
+        _write(directory / SINKS, sinks)
+    write_json(directory / CONFIG, _config(trained.adapter, sizes, base))
+
+
+def _config(adapter: Adapter, sizes: Config, base: str) -> dict[str, Any]:
+    def named(names: Mapping[str, str]) -> list[str]:
+        found = [names[target] for target in adapter.targets if target in names]
+        if adapter.layers is None:
+            return found
+        inside = {"q_proj": "self_attn.", "k_proj": "self_attn.", "v_proj": "self_attn."}
+        inside["o_proj"] = "self_attn."
+        return [
+            f"model.layers.{layer}.{inside.get(name, '')}{name}"
+            for layer in adapter.layers
+            for name in found
+        ]
+
+    head = [_HEAD] if "unembedding" in adapter.targets else []
+    return {
+        **_PLAIN,
+        "base_model_name_or_path": base,
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,  # PEFT has none for parameters, and it is of no use after training
+        "use_rslora": adapter.rslora,
+        "target_modules": [*named(_MODULES), *head],
+        "target_parameters": named(_PARAMETERS) or None,
+    }
+
+
+def _published(values: Mapping[str, np.ndarray], sizes: Config) -> Iterator[tuple[str, np.ndarray]]:
+    """The factors by PEFT's names, in its shapes."""
+    for path, a in values.items():
+        stem, _, field = path.rpartition(".")
+        if field != "a":
+            continue
+        b = values[f"{stem}.b"]
+        module = _module(stem, values)
+        if a.ndim == 3:
+            if stem.endswith(_GATE_UP):
+                b = recode.interleave(b)
+            a, b = a.reshape(-1, a.shape[-1]), b.transpose(2, 1, 0).reshape(b.shape[-1], -1)
+        else:
+            b = b.T
+        yield f"{_PREFIX}{module}.lora_A.weight", np.ascontiguousarray(a)
+        yield f"{_PREFIX}{module}.lora_B.weight", np.ascontiguousarray(b)
+
+
+def _module(stem: str, values: Mapping[str, np.ndarray]) -> str:
+    if stem == _HEAD_PATH:
+        return _HEAD
+    _, layer, inner = stem.split(".", 2)
+    if inner in (_GATE_UP, _DOWN):
+        # PEFT wraps the experts once a parameter, the first it finds innermost.
+        both = f"layers.{layer}.{_DOWN}.a" in values
+        inside = ".base_layer" if inner == _GATE_UP and both else ""
+        return f"model.layers.{layer}.{_EXPERTS}{inside}"
+    (name,) = [name for name, (path, _) in _MATRICES.items() if path == inner]
+    return f"model.layers.{layer}.{name}"
+
+
+def load(directory: Path, sizes: Config) -> Trained:
+    """Reads an adapter directory, of this project or of PEFT.
+
+    Args:
+      directory: with adapter_config.json and adapter_model.safetensors.
+      sizes: of the network it is to fit.
+
+    Returns:
+      The adapter, float32 values on the host.
+
+    Raises:
+      UserError: no adapter, one of a kind that is not LoRA's plain one, or one that does not fit;
+        one line that names the file and the tensor.
+    """
+    raw = read_json_object(directory / CONFIG)
+    for key, plain in _PLAIN.items():
+        if raw.get(key, plain) not in (plain, None, [], {}):
+            raise UserError(f"{directory / CONFIG}: key {key!r}: {raw[key]!r} is not supported")
+    file = directory / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; an adapter's weights belong there")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, entry in read_header(file).items():
+        match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])\.weight", name)
+        if not match:
+            raise UserError(f"{file}: tensor {name!r} is no factor of a LoRA")
+        found.setdefault(match[1], {})[match[2]] = _read(entry)
+    values: dict[str, np.ndarray] = {}
+    for module, factors in found.items():
+        if set(factors) != {"A", "B"}:
+            raise UserError(f"{file}: {module}: has one of its two factors alone")
+        values |= _fitted(file, module, factors["A"], factors["B"], sizes)
+    ranks = {a.shape[-2] for path, a in values.items() if path.endswith(".a")}
+    if ranks != {raw.get("r")}:
+        raise UserError(f"{directory / CONFIG}: key 'r': {raw.get('r')!r}, but factors of {ranks}")
+    values |= _sinks(directory / SINKS, sizes)
+    return Trained(_adapter(raw, values, directory), values)
+
+
+def _fitted(
+    file: Path, module: str, a: np.ndarray, b: np.ndarray, sizes: Config
+) -> dict[str, np.ndarray]:
+    """A module's factors by our paths, checked against the network."""
+    path = _path(file, module, b, sizes)
+    inputs, outputs, experts = _widths(path, sizes)
+    rank = len(a) // experts
+    if a.shape != (experts * rank, inputs) or b.shape != (outputs, rank * experts) or not rank:
+        shown = f"factors of {list(a.shape)} and {list(b.shape)}"
+        wanted = f"[{experts} r, {inputs}] and [{outputs}, r {experts}]" if experts > 1 else ""
+        wanted = wanted or f"[r, {inputs}] and [{outputs}, r]"
+        raise UserError(f"{file}: {module}: {shown} do not fit the model, which takes {wanted}")
+    if experts == 1:
+        return {f"{path}.a": a, f"{path}.b": np.ascontiguousarray(b.T)}
+    b = b.reshape(outputs, rank, experts).transpose(2, 1, 0)
+    b = np.ascontiguousarray(b)
+    if path.endswith(_GATE_UP):
+        columns = b.copy()
+        recode.gates_first(columns, b)
+    return {f"{path}.a": a.reshape(experts, rank, inputs), f"{path}.b": b}
+
+
+def _path(file: Path, module: str, b: np.ndarray, sizes: Config) -> str:
+    if module == _HEAD:
+        return _HEAD_PATH
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+    inner = match[2].removesuffix(".base_layer") if match else ""
+    if match is None or (inner != _EXPERTS and inner not in _MATRICES):
+        raise UserError(f"{file}: {module}: no such module in gpt-oss")
+    layer = int(match[1])
+    if layer >= sizes.num_layers:
+        raise UserError(f"{file}: {module}: the model has {sizes.num_layers} layers")
+    if inner in _MATRICES:
+        return f"layers.{layer}.{_MATRICES[inner][0]}"
+    # Which of the two is wrapped innermost is PEFT's affair; their outputs tell them apart.
+    which = _GATE_UP if len(b) == 2 * sizes.expert_width else _DOWN
+    return f"layers.{layer}.{which}"
+
+
+def _widths(path: str, sizes: Config) -> tuple[int, int, int]:
+    """(inputs, outputs, experts) of the weight at a path."""
+    width, attention, kv = sizes.hidden_size, sizes.attention_width, sizes.kv_width
+    known = {
+        "w_q_AD": (width, attention, 1),
+        "w_k_CD": (width, kv, 1),
+        "w_v_CD": (width, kv, 1),
+        "w_o_DA": (attention, width, 1),
+        "w_router_ED": (width, sizes.num_experts, 1),
+        "w_gate_up_EDF": (width, 2 * sizes.expert_width, sizes.num_experts),
+        "w_down_EFD": (sizes.expert_width, width, sizes.num_experts),
+        "unembedding_VD": (width, sizes.vocab_size, 1),
+    }
+    return known[path.rpartition(".")[2]]
+
+
+def _adapter(raw: dict[str, Any], values: Mapping[str, np.ndarray], directory: Path) -> Adapter:
+    target_of = {path: target for path, target in _MATRICES.values()}
+    target_of |= {_GATE_UP: "gate_up", _DOWN: "down", "attention.sinks_N": "sinks"}
+    targets, layers = dict[str, None](), set[int]()
+    for path in values:
+        stem = path.removesuffix(".a").removesuffix(".b")
+        if stem == _HEAD_PATH:
+            targets["unembedding"] = None
+            continue
+        _, layer, inner = stem.split(".", 2)
+        targets[target_of[inner]] = None
+        layers.add(int(layer))
+    try:
+        alpha, rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
+        return Adapter(raw["r"], alpha, rslora, 0.0, tuple(targets), tuple(sorted(layers)))
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / CONFIG}: no usable r and lora_alpha ({error})") from None
+
+
+def _sinks(file: Path, sizes: Config) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        return {}
+    found = {name: _read(entry) for name, entry in read_header(file).items()}
+    known = {
+        _SINKS_NAME.format(n): f"layers.{n}.attention.sinks_N" for n in range(sizes.num_layers)
+    }
+    for name, value in found.items():
+        if name not in known or value.shape != (sizes.num_heads,):
+            raise UserError(f"{file}: tensor {name!r} {list(value.shape)} does not fit the model")
+    return {known[name]: value for name, value in found.items()}
+
+
+def _read(entry: Entry) -> np.ndarray:
+    if entry.dtype not in ("F32", "BF16"):
+        raise UserError(
+            f"{entry.file}: tensor {entry.name!r}: {entry.dtype} is neither F32 nor BF16"
+        )
+    out = np.empty(entry.shape, DTYPES[entry.dtype])
+    read_rows(entry, 0, out)
+    return out.astype(np.float32)
+
+
+def _write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    tensors = [Tensor(name, array.shape, "F32") for name, array in arrays.items()]
+    write_file(
+        file, tensors, lambda tensor: [np.ascontiguousarray(arrays[tensor.name], np.float32)]
+    )

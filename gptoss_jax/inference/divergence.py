@@ -1,0 +1,41 @@
+"""How far two models' next-token distributions are apart on the same text."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptoss_jax.inference.completion import render_chat
+from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text import Tokenizer
+
+# Ordinary questions, none of them anyone's data.
+PROMPTS = (
+    "What is 347 + 586?",
+    "Reverse the word planet",
+    "Why is the sky blue?",
+    "Write a short poem about the sea.",
+    "Name three uses of copper and say why it suits each.",
+    "Translate 'good morning' into French.",
+)
+
+
+def log_probabilities(
+    model: GptOss, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS
+) -> list[np.ndarray]:
+    """float32 [T, V] of each prompt, rendered as a conversation that the model is to answer."""
+
+    @jax.jit
+    def of(model: GptOss, tokens_BT: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(model(tokens_BT)[0], axis=-1)
+
+    rendered = [render_chat(tokenizer, [{"role": "user", "content": text}]) for text in prompts]
+    return [np.asarray(of(model, jnp.asarray([ids], jnp.int32))) for ids in rendered]
+
+
+def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
+    """The mean over tokens of KL(first || second), in nats."""
+    pairs = zip(first, second, strict=True)
+    each = [(np.exp(p) * (p - q)).sum(-1, dtype=np.float64) for p, q in pairs]
+    return float(np.concatenate(each).mean())

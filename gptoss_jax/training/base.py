@@ -1,0 +1,77 @@
+"""What a run begins from: nothing but sizes, or a checkpoint's weights."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gptoss_jax.checkpoint.load import load_model, open_source
+from gptoss_jax.loading import checkpoint_directory, find_tokenizer
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.transformer import GptOss, abstract
+from gptoss_jax.text import Tokenizer, tokenizer_for
+from gptoss_jax.training.settings import ConfigError, Settings, model_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What is known of a run's network before any weight is read.
+
+    Attributes:
+      sizes: of the network.
+      tokenizer: of the data.
+      directory: the checkpoint's; None: there is none.
+    """
+
+    sizes: Config
+    tokenizer: Tokenizer
+    directory: Path | None
+
+    def abstract(self, dtype: jnp.dtype) -> GptOss | None:
+        """The model that `load` gives, with `jax.ShapeDtypeStruct` leaves."""
+        if self.directory is None:
+            return None
+        source = open_source(self.directory)
+        packed = {"packed_experts": source.packed_experts, "param_dtype": source.dtype}
+        return jax.eval_shape(_widened, abstract(source.config, dtype=dtype, **packed))
+
+    def load(self, dtype: jnp.dtype, mesh: Mesh | None) -> GptOss | None:
+        """The model. On the CPU bfloat16 is multiplied as float32 anyway: it is widened once."""
+        if self.directory is None:
+            return None
+        return _widened(load_model(self.directory, dtype=dtype, mesh=mesh))
+
+
+def find(config: Settings) -> Base:
+    """The base of a config, or its own sizes.
+
+    Raises:
+      UserError: no such checkpoint, or what is wrong with its headers.
+      ConfigError: a field that does not go with it.
+    """
+    if not config.base:
+        tokenizer = tokenizer_for(None, config.tokenizer or None)
+        return Base(model_config(config, tokenizer.vocab_size), tokenizer, None)
+    directory = checkpoint_directory(config.base)
+    sizes = open_source(directory).config
+    tokenizer = find_tokenizer(directory, sizes.vocab_size, config.tokenizer or None)
+    if tokenizer is None:
+        raise ConfigError(f"config.tokenizer: {directory} has none; name a file or a directory")
+    if tokenizer.vocab_size > sizes.vocab_size:
+        shown = f"has {tokenizer.vocab_size} tokens, {directory} rows for {sizes.vocab_size}"
+        raise ConfigError(f"config.tokenizer: {shown}")
+    if config.data.sequence_length > sizes.max_context:
+        raise ConfigError(
+            f"config.data.sequence_length: {config.data.sequence_length} is more than the "
+            f"{sizes.max_context} positions of {directory}"
+        )
+    return Base(sizes, tokenizer, directory)
+
+
+def _widened(model: GptOss) -> GptOss:
+    if model.dtype != jnp.float32:
+        return model
+    bfloat16 = jnp.bfloat16
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == bfloat16 else x, model)

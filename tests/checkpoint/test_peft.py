@@ -1,0 +1,266 @@
+"""Adapters in PEFT's layout: there and back, in PEFT's own hands, and merged."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gptoss_jax import convert, sharding
+from gptoss_jax.checkpoint import load_model, peft, save_model
+from gptoss_jax.checkpoint.adapters import apply_adapter
+from gptoss_jax.errors import UserError
+from gptoss_jax.inference.generator import Generator
+from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.loading import load
+from gptoss_jax.model import lora
+from gptoss_jax.model.adapter import TARGETS, Adapter
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.lora import Trained
+from gptoss_jax.model.transformer import GptOss
+
+# Every pair of widths differs, but for one shape whose experts are as wide as the model.
+CONFIG = Config(
+    num_layers=2,
+    num_experts=4,
+    experts_per_token=2,
+    hidden_size=96,
+    expert_width=64,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=20,
+    vocab_size=301,
+    sliding_window=16,
+    rope_original_context=64,
+    rope_factor=8.0,
+    max_context=512,
+    initializer_range=0.1,
+)
+SQUARE = dataclasses.replace(CONFIG, expert_width=96)
+IN_PEFT = tuple(target for target in TARGETS if target != "sinks")
+IDS = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 40))
+
+
+@functools.cache
+def base(config: Config = CONFIG) -> GptOss:
+    float32 = jnp.dtype("float32")
+    return GptOss(config, dtype=float32, param_dtype=float32, rngs=nnx.Rngs(3))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    save_model(base(), "hf", tmp_path / "base", progress=False)
+    return tmp_path / "base"
+
+
+def trained(config: Config = CONFIG, **fields) -> Trained:
+    adapter = Adapter(**{"rank": 3, "alpha": 5.0, "targets": IN_PEFT} | fields)
+    rng = np.random.default_rng(0)
+    shapes = lora.trained_shapes(base(config), adapter)
+    values = {p: rng.normal(0, 0.2, shape).astype(np.float32) for p, shape in shapes.items()}
+    return Trained(adapter, values)
+
+
+def logits(model: GptOss) -> np.ndarray:
+    return np.asarray(jax.jit(lambda model, ids: model(ids))(model, jnp.asarray(IDS, jnp.int32)))
+
+
+def same(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.ptp(theirs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"targets": TARGETS},
+        {"targets": ("gate_up",)},
+        {"targets": ("down", "q"), "layers": (1,)},
+        {"rslora": True, "targets": ("unembedding", "sinks")},
+    ],
+    ids=str,
+)
+def test_there_and_back(tmp_path, fields):
+    before = trained(**fields)
+    peft.save(before, CONFIG, "base", tmp_path / "adapter")
+    after = peft.load(tmp_path / "adapter", CONFIG)
+    assert before.values.keys() == after.values.keys()
+    for path, value in before.values.items():
+        np.testing.assert_array_equal(after.values[path], value)
+    assert after.adapter.scale == before.adapter.scale
+    assert set(after.adapter.targets) == set(before.adapter.targets)
+
+
+def in_peft(directory, adapter):
+    """transformers' model with an adapter as PEFT loads it, and its logits."""
+    torch = pytest.importorskip("torch", reason="the oracle extra is not installed")
+    hf_peft = pytest.importorskip("peft", reason="the oracle extra is not installed")
+    transformers = pytest.importorskip("transformers", reason="the oracle extra is not installed")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        quantization_config=transformers.Mxfp4Config(dequantize=True),
+    ).eval()
+    if adapter is not None:
+        model = hf_peft.PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.no_grad():
+        return model, model(torch.tensor(IDS)).logits.float().numpy()
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (CONFIG, {}),
+        (SQUARE, {}),
+        (CONFIG, {"targets": ("down",)}),
+        (CONFIG, {"targets": ("gate_up", "router"), "layers": (1,)}),
+        (CONFIG, {"rslora": True, "targets": ("q", "k", "v", "o"), "layers": (0,)}),
+    ],
+    ids=["all", "square", "down", "layer1", "rslora"],
+)
+def test_peft_gives_our_logits(tmp_path, config, fields):
+    save_model(base(config), "hf", tmp_path / "base", progress=False)
+    adapter = trained(config, **fields)
+    peft.save(adapter, config, str(tmp_path / "base"), tmp_path / "adapter")
+    _, theirs = in_peft(tmp_path / "base", tmp_path / "adapter")
+    ours = logits(apply_adapter(base(config), adapter))
+    same(ours, theirs)
+    assert np.abs(ours - logits(base(config))).max() > 0.01 * np.ptp(theirs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("config", [CONFIG, SQUARE], ids=["wide", "square"])
+def test_an_adapter_that_peft_wrote(tmp_path, config):
+    hf_peft = pytest.importorskip("peft", reason="the oracle extra is not installed")
+    torch = pytest.importorskip("torch", reason="the oracle extra is not installed")
+    save_model(base(config), "hf", tmp_path / "base", progress=False)
+    model, _ = in_peft(tmp_path / "base", None)
+    settings = hf_peft.LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["q_proj", "o_proj", "lm_head"],
+        target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    )
+    model = hf_peft.get_peft_model(model, settings).eval()
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    with torch.no_grad():
+        theirs = model(torch.tensor(IDS)).logits.float().numpy()
+    adapted = apply_adapter(base(config), peft.load(tmp_path / "theirs", config))
+    same(logits(adapted), theirs)
+
+
+def test_a_mesh_gives_the_same(tmp_path, directory):
+    peft.save(trained(), CONFIG, "base", tmp_path / "adapter")
+
+    def said(text):
+        mesh = text and sharding.make_mesh(CONFIG, sharding.parse(text), jax.devices())
+        model, _ = load(directory, dtype="float32", adapter=tmp_path / "adapter", mesh=mesh)
+        generator = Generator(model, [], np.array([], np.int32))
+        parts = generator.run([IDS[0].tolist()], Sampling.same(1, temperature=0.0), 12)
+        return np.concatenate(list(parts), axis=1).tolist()
+
+    assert said("expert=4,tensor=2") == said(None)
+
+
+@pytest.mark.parametrize("layout", ["hf-bf16", "hf", "original"])
+def test_merged(tmp_path, directory, layout):
+    """Dense layouts compute what the adapter beside the weights does, up to bfloat16."""
+    adapter = trained(targets=("q", "o", "router", "gate_up", "sinks"), layers=(1,))
+    peft.save(adapter, CONFIG, "base", tmp_path / "adapter")
+    words = [str(directory), str(tmp_path / "out"), "--to", layout]
+    assert convert.main([*words, "--adapter", str(tmp_path / "adapter")]) == 0
+    out = load_model(tmp_path / "out", dtype=jnp.dtype("float32"), progress=False)
+    beside = logits(apply_adapter(base(), adapter))
+    error = np.abs(logits(out) - beside).max() / np.ptp(beside)
+    assert error <= (1e-5 if layout == "hf-bf16" else 0.3)
+    if layout == "hf":
+        first, second = (load_model(d, progress=False) for d in (directory, tmp_path / "out"))
+        for path in ("moe.w_down_EFD", "attention.w_v_CD"):
+            for layer in (0, 1):
+                same_bytes(first.layers[layer], second.layers[layer], path)
+        same_bytes(first.layers[0], second.layers[0], "moe.w_gate_up_EDF")
+
+
+def same_bytes(first, second, path):
+    part, name = path.split(".")
+    arrays = (jax.tree.leaves(getattr(getattr(m, part), name)) for m in (first, second))
+    for one, other in zip(*arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_packing_again_tells_what_it_costs(tmp_path, capsys):
+    peft.save(nano_adapter(), nano_config(), "nano", tmp_path / "adapter")
+    words = ["nano", str(tmp_path / "out"), "--to", "hf", "--adapter", str(tmp_path / "adapter")]
+    assert convert.main(words) == 0
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("packing the merged experts again: KL ")
+    assert 0 < float(line.split("KL ")[1].split(" ")[0]) < 1
+
+
+@functools.cache
+def nano_config() -> Config:
+    return load("nano", dtype="float32")[0].config
+
+
+def nano_adapter() -> Trained:
+    adapter = Adapter(rank=2, alpha=2.0, targets=("gate_up", "down"))
+    rng = np.random.default_rng(0)
+    shapes = lora.trained_shapes(load("nano", dtype="float32")[0], adapter)
+    values = {p: rng.normal(0, 0.02, shape).astype(np.float32) for p, shape in shapes.items()}
+    return Trained(adapter, values)
+
+
+def broken(tmp_path, change):
+    peft.save(trained(), CONFIG, "base", tmp_path / "adapter")
+    change(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def edit(**fields):
+    def change(folder):
+        file = folder / peft.CONFIG
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return change
+
+
+def another(config):
+    def change(folder):
+        shutil.rmtree(folder)
+        peft.save(trained(config), config, "base", folder)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (edit(use_dora=True), "'use_dora': True is not supported"),
+        (edit(peft_type="IA3"), "'peft_type': 'IA3' is not supported"),
+        (edit(r=7), "'r': 7, but factors of {3}"),
+        (edit(lora_alpha="much"), "no usable r and lora_alpha"),
+        (lambda folder: (folder / peft.WEIGHTS).unlink(), "no such file"),
+        (lambda folder: (folder / peft.CONFIG).unlink(), "no such file"),
+        (another(SQUARE), r"do not fit the model, which takes \[4 r, 64\]"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, change, error):
+    with pytest.raises(UserError, match=error):
+        peft.load(broken(tmp_path, change), CONFIG)
+
+
+def test_an_adapter_of_more_layers(tmp_path):
+    deep = dataclasses.replace(CONFIG, num_layers=3, layer_types=())
+    peft.save(trained(deep), deep, "base", tmp_path / "adapter")
+    with pytest.raises(UserError, match="the model has 2 layers"):
+        peft.load(tmp_path / "adapter", CONFIG)

@@ -1,0 +1,166 @@
+"""Runs that train an adapter, in processes of their own: what they say, leave and resume from."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gptoss_jax import train
+from gptoss_jax.checkpoint import peft, save_model
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.training import settings
+
+CONFIG = """
+from gptoss_jax.training.settings import defaults
+
+def get_config():
+    config = defaults()
+    config.base, config.tokenizer = {base!r}, {tokenizer!r}
+    config.steps, config.batch_size = 12, 2
+    config.log_every, config.eval_every, config.checkpoint_every = 1, 12, 4
+    config.lora.targets = ("q", "k", "v", "o", "gate_up", "down", "router", "sinks", "unembedding")
+    config.lora.rank, config.lora.dropout = 2, 0.1
+    config.data.paths = ({chats!r},)
+    config.data.sequence_length = 320
+    config.optimizer.warmup_steps = 4
+    return config
+"""
+SIZES = Config(
+    num_layers=2,
+    num_experts=4,
+    experts_per_token=2,
+    hidden_size=32,
+    expert_width=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=512,
+    sliding_window=8,
+    rope_original_context=256,
+    rope_factor=2.0,
+    max_context=512,
+)
+
+
+@pytest.fixture(scope="module")
+def config_path(tokenizer_path, chats_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    float32 = jnp.dtype("float32")
+    model = GptOss(SIZES, dtype=float32, param_dtype=float32, rngs=nnx.Rngs(0))
+    save_model(model, "hf", folder / "base", progress=False)
+    text = CONFIG.format(
+        base=str(folder / "base"), tokenizer=str(tokenizer_path), chats=str(chats_path)
+    )
+    (folder / "adapter.py").write_text(text)
+    return folder / "adapter.py"
+
+
+@pytest.fixture(scope="module")
+def start(config_path, tmp_path_factory):
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+    def begin(workdir, *words):
+        command = [sys.executable, "-m", "gptoss_jax.train", "--config", str(config_path)]
+        return subprocess.Popen(
+            [*command, "--workdir", str(workdir), *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """An uninterrupted run on one device: (its directory, stderr)."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    process = start(workdir, "--mesh", "data=1")
+    shown = process.communicate()[1]
+    assert process.returncode == 0, shown
+    return workdir, shown
+
+
+def adapter_of(workdir):
+    return peft.load(workdir / "export", SIZES).values
+
+
+def test_it_says_what_is_trained_before_the_first_step(whole):
+    lines = [line for line in whole[1].splitlines() if line.startswith("trained: ")]
+    counts = {line.split()[1]: int(line.split()[2].replace(",", "")) for line in lines}
+    assert counts["q"] == 2 * 2 * (32 + 64)
+    assert counts["gate_up"] == 2 * 4 * 2 * (32 + 128)
+    assert counts["sinks"] == 2 * 4
+    assert counts["all"] == sum(counts.values()) - counts["all"]
+    assert whole[1].index("trained: ") < whole[1].index("step 1/")
+
+
+def test_every_factor_has_moved(whole):
+    begun = peft.load(whole[0] / "export", SIZES)
+    assert {path.rpartition(".")[2] for path in begun.values} == {"a", "b", "sinks_N"}
+    assert all(value.any() for value in begun.values.values())
+
+
+def killed(process, line):
+    with process:
+        for text in process.stderr:
+            if text.startswith(line):
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_with_the_same_bytes(start, whole, tmp_path):
+    killed(start(tmp_path, "--mesh", "data=1"), "step 7/")
+    ended = start(tmp_path, "--mesh", "data=1")
+    shown = ended.communicate()[1]
+    assert ended.returncode == 0, shown
+    assert "resumed after step 4" in shown
+    for name in (peft.WEIGHTS, peft.SINKS):
+        one, other = ((folder / "export" / name).read_bytes() for folder in (whole[0], tmp_path))
+        assert one == other
+
+
+def test_a_run_goes_on_over_another_mesh(start, whole, tmp_path):
+    """Dropout is another there, so the ends are alike and not the same."""
+    killed(start(tmp_path, "--mesh", "data=1"), "step 7/")
+    ended = start(tmp_path, "--mesh", "fsdp=2")
+    shown = ended.communicate()[1]
+    assert ended.returncode == 0, shown
+    expected = adapter_of(whole[0])
+    for path, value in adapter_of(tmp_path).items():
+        assert np.corrcoef(value.ravel(), expected[path].ravel())[0, 1] > 0.9, path
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--config.lora.rank=0"], "error: config.lora.rank: 0 must be at least 1"),
+        (["--config.lora.targets=q,qkv"], "error: config.lora.targets: 'qkv' is none of q, k"),
+        (["--config.lora.layers=0-5"], "error: lora.layers: 2 is none of the 2 layers"),
+        (["--config.lora.layers=one"], "error: config.lora.layers: 'one' is neither"),
+        (["--config.base="], "error: config.base: empty; name the checkpoint"),
+        (["--config.base=/nowhere"], "error: /nowhere: no such directory"),
+        (["--config.data.sequence_length=600"], "error: config.data.sequence_length: 600 is more"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_step(config_path, tmp_path, capsys, words, error):
+    code = train.main(["--config", str(config_path), "--workdir", str(tmp_path / "run"), *words])
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert code in (1, 2)
+    assert shown.startswith(error), shown
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_shipped_configs_are_configs():
+    for name in ("lora_nano", "lora_20b", "lora_120b", "qat_20b", "sft_nano"):
+        config = settings.load(f"configs/{name}.py")
+        assert (settings.adapter_of(config) is not None) == name.startswith("lora_")
