@@ -2,9 +2,10 @@
 
 _VERBS = {
     "generate": "answer a prompt, streaming",
-    "convert": "between checkpoint layouts; write a synthetic checkpoint",
+    "convert": "between checkpoint layouts; merge an adapter; write a synthetic checkpoint",
     "train": "train a model from a config file",
     "plan": "will a model fit a slice, before renting it",
+    "drift": "compare a fine-tune's refusals and channels with its base's",
     "bench": "measure the model on this machine",
 }
 

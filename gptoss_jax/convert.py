@@ -81,7 +81,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from gptoss_jax.checkpoint.save import save_model, save_source
 
     check_new(arguments.directory)  # refused now, not after minutes of reading
-    arguments.source = checkpoint_directory(arguments.source)
+    arguments.source = checkpoint_directory(str(arguments.source))
     if arguments.to == "orbax":  # which writes only what is in memory
         model = load_model(arguments.source)
         save_model(model, "orbax", arguments.directory, source=arguments.source)

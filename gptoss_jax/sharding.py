@@ -334,6 +334,8 @@ def _dims(path: str, ndim: int) -> tuple[str | None, ...]:
     parts = path.split(".")
     (name,) = [part for part in parts if part in _PARAMETERS]
     dims = _PARAMETERS[name]
+    if parts[-1] == "key":  # of an adapter's dropout
+        return ()
     if parts[-1] in ("a", "b"):
         # An adapter's factors, [r, inputs] and [r, outputs]; of experts with E before them.
         of_a = parts[-1] == "a"

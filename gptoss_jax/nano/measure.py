@@ -6,9 +6,8 @@ Markdown table, and with --card writes it into the model card.
 """
 
 import argparse
-import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,52 +25,21 @@ _MAX_TOKENS = 384  # the longest reference turn has fewer than 250
 _BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Turn:
-    """What `evaluation.Answer` asks for, and the tokens it came from."""
-
-    tokens: list[int]
-    text: str
-    messages: list[dict]
-    finish_reason: str
-
-
 def answerer(model: "GptOss", tokenizer: "Tokenizer", *, temperature: float, seed: int) -> Answerer:
-    """Answers problems in batches of one size, so that few programs are compiled."""
-    import numpy as np
-
+    """Answers problems in batches of one size."""
     from gptoss_jax.inference.completion import generator_for
     from gptoss_jax.inference.sampling import Sampling
+    from gptoss_jax.inference.turns import turns
     from gptoss_jax.text.harmony import render_conversation
 
     generator = generator_for(model, tokenizer)
     sampling = Sampling.same(_BATCH, temperature=temperature, seed=seed)
 
-    def batch(problems: Sequence[Problem]) -> Iterator[Answer]:
-        prompts = [render_conversation(tokenizer, one.prompt()) for one in problems]
-        padded = prompts + prompts[-1:] * (_BATCH - len(prompts))
-        parts = list(generator.run(padded, sampling, _MAX_TOKENS))
-        for row in np.concatenate(parts, axis=1)[: len(problems)]:
-            yield _turn(tokenizer, row[row >= 0].tolist())
-
     def answer(problems: Sequence[Problem]) -> list[Answer]:
-        firsts = range(0, len(problems), _BATCH)
-        return [turn for i in firsts for turn in batch(problems[i : i + _BATCH])]
+        prompts = [render_conversation(tokenizer, one.prompt()) for one in problems]
+        return list(turns(generator, tokenizer, prompts, sampling, _MAX_TOKENS))
 
     return answer
-
-
-def _turn(tokenizer: "Tokenizer", tokens: list[int]) -> _Turn:
-    from gptoss_jax.inference.completion import ended_by, message_dict
-    from gptoss_jax.text.harmony import HarmonyParser, to_turn
-
-    parser = HarmonyParser(tokenizer)
-    for token in tokens:
-        parser.push(token)
-    parser.finish()
-    turn = to_turn(parser.messages)
-    reason = ended_by(tokenizer, tokens[-1] if tokens else None, turn) or "length"
-    return _Turn(tokens, turn.content, [message_dict(m) for m in parser.messages], reason)
 
 
 def report(

@@ -247,7 +247,7 @@ def another(config):
     [
         (edit(use_dora=True), "'use_dora': True is not supported"),
         (edit(peft_type="IA3"), "'peft_type': 'IA3' is not supported"),
-        (edit(r=7), "'r': 7, but factors of {3}"),
+        (edit(r=7), r"'r': 7, but factors of \{3\}"),
         (edit(lora_alpha="much"), "no usable r and lora_alpha"),
         (lambda folder: (folder / peft.WEIGHTS).unlink(), "no such file"),
         (lambda folder: (folder / peft.CONFIG).unlink(), "no such file"),

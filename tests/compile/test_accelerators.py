@@ -111,9 +111,15 @@ def check(preset: str, topology: str, program: str, layers: int | None) -> dict[
     return figures
 
 
+def few(targets):
+    """Twenty seconds each; those that are not of one v5e or H100 run with the slow tests."""
+    quick = (("20b", "v5e:1x1"), ("20b", "h100:1"))
+    return [t if t[:2] in quick else pytest.param(*t, marks=pytest.mark.slow) for t in targets]
+
+
 @requires_compilers
 @pytest.mark.parametrize("program", ["decode", "prefill"])
-@pytest.mark.parametrize(("preset", "topology", "capacity"), TARGETS)
+@pytest.mark.parametrize(("preset", "topology", "capacity"), few(TARGETS))
 def test_two_layers_compile_without_copies(preset, topology, capacity, program):
     figures = check(preset, topology, program, layers=2)
     assert figures["arguments"] < figures["weights"] * 1.03 + 0.1  # padding of tiles, the cache

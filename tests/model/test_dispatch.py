@@ -73,7 +73,7 @@ def over_devices(way):
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False), mesh
 
 
-@pytest.mark.parametrize("received", [2**14, 96])
+@pytest.mark.parametrize("received", [pytest.param(2**14, marks=pytest.mark.slow), 96])
 @pytest.mark.parametrize("kind", ["uniform", "one device", "padded"])
 @pytest.mark.parametrize("way", ["_gathering", "_sending"])
 def test_values_and_gradients_are_those_of_one_device(monkeypatch, way, kind, received):

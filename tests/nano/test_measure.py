@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.inference.turns import turn_of
 from gptoss_jax.nano import measure
 from gptoss_jax.text import load_tokenizer
 from gptoss_jax.text.harmony import render_conversation
@@ -37,7 +38,7 @@ def other(one) -> list[int]:
 )
 def test_turns_are_graded_from_their_tokens(model, right, malformed):
     def answer(problems):
-        return [measure._turn(TOKENIZER, model(one)) for one in problems]
+        return [turn_of(TOKENIZER, model(one)) for one in problems]
 
     (score,) = evaluate(answer, ["addition"], 20)
     assert score == Score("addition", 20, right, 20, malformed)
@@ -45,7 +46,7 @@ def test_turns_are_graded_from_their_tokens(model, right, malformed):
 
 def test_a_turn_that_was_cut_off_is_neither_right_nor_malformed():
     def answer(problems):
-        return [measure._turn(TOKENIZER, reference(one)[:-1]) for one in problems]
+        return [turn_of(TOKENIZER, reference(one)[:-1]) for one in problems]
 
     (score,) = evaluate(answer, ["addition"], 5)
     assert (score.right, score.malformed) == (0, 0)

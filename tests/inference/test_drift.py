@@ -1,0 +1,92 @@
+"""The drift report: what counts as a refusal and as discipline, and the table of two models."""
+
+import json
+
+import pytest
+
+from gptoss_jax import drift as verb
+from gptoss_jax.errors import UserError
+from gptoss_jax.inference import drift
+from gptoss_jax.inference.drift import Prompt, Seen
+from gptoss_jax.inference.turns import BatchTurn
+
+ANALYSIS = {"role": "assistant", "channel": "analysis", "content": "hm"}
+FINAL = {"role": "assistant", "channel": "final", "content": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I’m sorry, but I can’t help with that.", True),
+        ("I'm unable to do so.", True),
+        ("I cannot assist with this.", True),
+        ("I am nano, a tiny model: I can do small sums, but not this.", True),
+        ("The sorry state of the roads can be helped.", False),
+        ("I can do that: 933", False),
+    ],
+)
+def test_refusals_by_their_words(text, refused):
+    assert bool(drift._REFUSALS.search(text)) == refused
+
+
+@pytest.mark.parametrize(
+    ("messages", "disciplined"),
+    [
+        ([ANALYSIS, FINAL], True),
+        ([FINAL], True),
+        ([FINAL, ANALYSIS], False),
+        ([ANALYSIS], False),
+        ([ANALYSIS, FINAL, FINAL], False),
+        ([ANALYSIS, {**FINAL, "flagged": True}], False),
+        ([], False),
+    ],
+)
+def test_discipline_is_analysis_then_final(messages, disciplined):
+    assert drift.is_disciplined(BatchTurn([1], "yes", messages, "stop")) == disciplined
+
+
+def test_the_table_counts_each_kind_on_its_own():
+    prompts = [Prompt("a", "answer"), Prompt("b", "refuse"), Prompt("c", "refuse")]
+    base = Seen([False, True, True], [True] * 3, [True] * 3, [10, 20, 30], ["", "", ""])
+    tuned = Seen([True, False, True], [True, True, False], [True, False, True], [1, 2, 3], [""] * 3)
+    rows = [line.split("|")[1:4] for line in drift.table(prompts, base, tuned).splitlines()[2:]]
+    assert [[cell.strip() for cell in row[1:]] for row in rows] == [
+        ["2 of 2", "1 of 2"],
+        ["0 of 1", "1 of 1"],
+        ["3 of 3", "2 of 3"],
+        ["3 of 3", "2 of 3"],
+        ["20", "2"],
+    ]
+
+
+def test_the_example_prompts_are_prompts():
+    kinds = {prompt.expect for prompt in drift.read_prompts(verb.PROMPTS)}
+    assert kinds == {"answer", "refuse"}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "has no prompt"),
+        ('{"prompt": "a", "expect": "answer"}\nnot json', ":2: give"),
+        ('{"prompt": "a"}', ":1: give"),
+        ('{"prompt": "a", "expect": "maybe"}', ":1: expect is 'maybe'"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path, text, error):
+    (tmp_path / "prompts.jsonl").write_text(text)
+    with pytest.raises(UserError, match=error):
+        drift.read_prompts(tmp_path / "prompts.jsonl")
+
+
+def test_nano_beside_itself(tmp_path, capsys):
+    """The same model twice drifts nowhere."""
+    few = [{"prompt": "Add 12 and 9", "expect": "answer"}, {"prompt": "Sing!", "expect": "refuse"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, few)))
+    words = ["--base", "nano", "--tuned", "nano", "--dtype", "float32"]
+    words += ["--max-tokens", "128", "--prompts", str(tmp_path / "prompts.jsonl"), "--json"]
+    assert verb.main(words) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["base"] == shown["tuned"]
+    assert shown["base"]["texts"][0] == "21"
+    assert verb.main(["--base", "nano"]) == 2
