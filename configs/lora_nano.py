@@ -17,11 +17,11 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.lora.rank=16."""
     config = defaults()
     config.base = "nano"
-    config.steps = 160
+    config.steps = 90
     config.batch_size = 4
     config.log_every = 10
-    config.eval_every = 160
-    config.checkpoint_every = 80
+    config.eval_every = 90
+    config.checkpoint_every = 45
     config.balance_coefficient = 0.0
 
     config.lora.targets = ("q", "k", "v", "o", "gate_up", "down", "unembedding")
