@@ -5,10 +5,11 @@ layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generat
 
 Measured on two AVX2 cores (November 2026) with `--mesh data=2` over two devices of the CPU: 85
 minutes with other work on the machine, at 2,900 to 4,950 tokens/s; validation accuracy 99.50 %
-before and 99.51 % after packing. Of 200 problems each (`nano.measure`): sort 63.5 %, JSON 89.0 %, far
-recall 93.0 %, several keys 73.5 %, subtraction 90.5 %, everything else 95.5 % and more. That is more
-than the weights in the package on the first four and less on subtraction and the calculator, so
-those, of an earlier recipe, are still the ones that ship (`gptoss_jax/nano/README.md`).
+before and 99.51 % after packing. Of 200 problems each (`nano.measure`): sort 63.5 %, JSON 89.0 %,
+far recall 93.0 %, several keys 73.5 %, subtraction 90.5 %, everything else 95.5 % and more. That
+is more than the weights in the package on the first four and less on subtraction and the
+calculator, so those, of an earlier recipe, are still the ones that ship
+(`gptoss_jax/nano/README.md`).
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 \
       python -m gptoss_jax.train --config configs/nano.py --workdir runs/nano --mesh data=2
