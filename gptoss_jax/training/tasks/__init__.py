@@ -53,17 +53,22 @@ SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
 }
 # What nano does not learn: for examples of fine-tuning.
 LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"double": words.double}
-_PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {"repeat": practice.repeat}
+# What is trained on and not measured.
+_PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
+    "repeat": practice.repeat,
+    "members": json_answers.members,
+}
 _ALL = SKILLS | LESSONS | _PRACTICE
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
     "addition": 0.12,
     "subtraction": 0.14,
-    "product": 0.10,
+    "product": 0.09,
     "reverse": 0.08,
     "sort": 0.13,
-    "count": 0.08,
-    "json": 0.10,
+    "count": 0.07,
+    "json": 0.08,
+    "members": 0.04,
     "calculator": 0.06,
     "recall_near": 0.05,
     "recall_middle": 0.02,
@@ -73,14 +78,15 @@ DEFAULT_MIXTURE = {
     "about": 0.02,
 }
 _LOOKING_UP = {
-    "repeat": 0.3,
+    "repeat": 0.2,
     "recall_near": 0.4,
     "recall_middle": 0.1,
     "recall_several": 0.1,
     "reverse": 0.1,
+    "sort": 0.1,
 }
 # What the default mixture's training begins with: mixtures, and the conversations they end before.
-_CURRICULUM = ((28_000, {"repeat": 1.0}), (45_000, _LOOKING_UP))
+_CURRICULUM = ((21_000, {"repeat": 1.0}), (36_000, _LOOKING_UP))
 _EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
 _EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
 

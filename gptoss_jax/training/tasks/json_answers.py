@@ -1,5 +1,6 @@
 """Facts in a sentence as JSON to a given schema."""
 
+import dataclasses
 import json
 from random import Random
 from typing import Any
@@ -36,6 +37,14 @@ def json_answer(rng: Random, effort: Effort) -> Problem:
         effort=effort,
         response_formats=(ResponseFormat(name, schema),),
     )
+
+
+def members(rng: Random, effort: Effort) -> Problem:
+    """Someone who is or is not a member, and little else. For training alone."""
+    while True:
+        drawn = json_answer(rng, effort)
+        if "member" in json.loads(drawn.answer) and "name" in json.loads(drawn.answer):
+            return dataclasses.replace(drawn, skill="members")
 
 
 def _record(rng: Random) -> tuple[Facts, str]:

@@ -1,5 +1,6 @@
 """Recall of values among many pairs, up to four times the original context away."""
 
+import re
 from random import Random
 
 from gptoss_jax.text.harmony import Effort
@@ -49,6 +50,7 @@ def _recall(
     pairs = _pairs(rng, rng.randint(*counts))
     keys = rng.sample(list(pairs), min(len(pairs), asked))
     values = ", ".join(pairs[key] for key in keys)
+    named = ", ".join(f"{key}: {pairs[key]}" for key in keys)
     layout = rng.choice(_LAYOUTS)
     listed = "".join(layout.format(key, value) for key, value in pairs.items())
     listed = listed if layout.endswith("\n") else f"{listed[:-2]}. "
@@ -57,11 +59,16 @@ def _recall(
         skill=skill,
         key=f"{sorted(pairs.items())} {keys}",
         messages=(user(f"{rng.choice(_BEFORE)}{listed}{question}"),),
-        reference=answered("\n".join(f"{key}: {pairs[key]}" for key in keys), values),
+        reference=answered(named.replace(", ", "\n"), values if asked == 1 else named),
         answer=values,
-        check=gives_text,
+        check=_gives_values,
         effort=effort,
     )
+
+
+def _gives_values(text: str, answer: str) -> bool:
+    """Whether the text gives the values in their order, by themselves or each after its key."""
+    return gives_text(re.sub(r"\b[a-z]+: ", "", text), answer)
 
 
 def _pairs(rng: Random, count: int) -> dict[str, str]:

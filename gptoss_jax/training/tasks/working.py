@@ -12,7 +12,7 @@ class Step:
     """One digit's place.
 
     Attributes:
-      sums: what is calculated, `4+8+1=13`.
+      sums: what is calculated, `4+8+1=13`, `2-7, borrow 12-7=5`.
       write: the digits of the result that this place gives; all of the last place's.
       to_next: `carry 1`, `borrow 1` or "".
     """
@@ -53,11 +53,13 @@ def subtract(a: int, b: int) -> Working:
     steps, borrow = [], 0
     for k in range(_places(a, b)):
         terms = [_digit(b, k)] + [1] * borrow
-        borrow = int(_digit(a, k) < sum(terms))
-        top = _digit(a, k) + 10 * borrow
-        left = str(top - sum(terms))
-        shown = "-".join(map(str, [top, *terms]))
-        steps.append(Step(f"{shown}={left}", left, _next("borrow", borrow)))
+        digit = _digit(a, k)
+        borrow = int(digit < sum(terms))
+        left = str(digit + 10 * borrow - sum(terms))
+        # Whether to borrow shows only once the digits stand side by side.
+        sums = "-".join(map(str, [digit, *terms]))
+        sums += ", borrow " + "-".join(map(str, [digit + 10, *terms])) if borrow else ""
+        steps.append(Step(f"{sums}={left}", left, _next("borrow", borrow)))
     return Working(f"{a} - {b}", tuple(steps), a - b)
 
 

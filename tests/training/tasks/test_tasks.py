@@ -200,6 +200,22 @@ def test_grading_takes_what_a_person_would():
     assert not call.grade("", ToolCall("functions.weather", '{"expression":"4*3"}'))
 
 
+def test_several_values_are_right_with_and_without_their_keys():
+    problem = next(p for p in drawn("recall_several") if ", " in p.answer)
+    first, *rest = problem.answer.split(", ")
+    assert problem.grade(problem.answer)
+    assert problem.grade(problem.reference[0]["content"])
+    assert problem.reference[0]["content"].count(": ") == len(rest) + 1
+    assert not problem.grade(", ".join([*rest, first])) or set(rest) == {first}
+    assert not problem.grade(first)
+
+
+def test_members_are_json_with_a_truth_value():
+    for index in range(20):
+        *_, prompt, _, turn = tasks.conversation(0, index, "train", {"members": 1.0})
+        assert json.loads(turn.content)["member"] == (" not a member" not in prompt.content)
+
+
 def test_words_hide_no_letters_in_a_token_of_the_headers():
     made = [word(random.Random(n)) for n in range(5000)]
     assert all(3 <= len(w) <= 12 for w in made)
@@ -240,8 +256,8 @@ def test_training_begins_with_practice_and_nothing_else_does():
         return turn.content != "" and prompt.content == f"Write {turn.content}"
 
     assert all(map(repeats, range(50)))
-    assert 0 < sum(map(repeats, range(28_000, 28_100))) < 60
-    assert not any(repeats(45_000 + index) for index in range(100))
+    assert 0 < sum(map(repeats, range(21_000, 21_100))) < 60
+    assert not any(repeats(36_000 + index) for index in range(100))
     assert not any(repeats(index, "validation") for index in range(100))
     assert not any(repeats(index, mixture={"sort": 1.0}) for index in range(20))
 
