@@ -6,9 +6,8 @@ import pytest
 
 from gptoss_jax.checkpoint.directory import SAFETENSORS_LAYOUTS, rules_of
 from gptoss_jax.checkpoint.output import shards
-from gptoss_jax.checkpoint.parameters import parameter
 from gptoss_jax.model.config import PRESETS
-from gptoss_jax.model.transformer import abstract
+from gptoss_jax.model.transformer import abstract, parameter
 
 # Of the published checkpoints.
 TOTALS = {"20b": (459, 13_761_264_768), "120b": (687, 65_248_815_744)}
