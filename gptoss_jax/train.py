@@ -69,13 +69,15 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
     distributed.join(arguments)
-    from gptoss_jax.training import settings, sources
+    from gptoss_jax.training import settings
 
     config = settings.load(arguments.config, overrides)
-    from gptoss_jax.training import base, loop, spread
+    from gptoss_jax.training import base, sources
 
     found = base.find(config)
     data = sources.open_sources(config, found.tokenizer)
+    from gptoss_jax.training import loop, spread
+
     mesh = spread.choose_mesh(config, found.sizes, arguments.mesh)
     loop.run(config, found, data, arguments.workdir, mesh)
 

@@ -86,7 +86,7 @@ def test_bad_lines_are_skipped_and_counted(write, config, tokenizer):
         open_sources(config, tokenizer)
 
 
-def test_the_verb_fails_before_it_loads_jax(write, config, tmp_path, capsys, monkeypatch):
+def test_the_verb_fails_before_it_loads_the_trainer(write, config, tmp_path, capsys, monkeypatch):
     path = write(GOOD, "{")
     monkeypatch.setitem(sys.modules, "gptoss_jax.training.loop", None)
     file = tmp_path / "config.py"
