@@ -32,7 +32,7 @@ from gptoss_jax.model.lora import Trained
 
 CONFIG, WEIGHTS, SINKS = "adapter_config.json", "adapter_model.safetensors", "sinks.safetensors"
 _PREFIX = "base_model.model."
-# PEFT's module of each matrix, in a layer; whether its factors are of a parameter; the target.
+# PEFT's module of each matrix in a layer: our path of it, and the target's name.
 _MATRICES = {
     "self_attn.q_proj": ("attention.w_q_AD", "q"),
     "self_attn.k_proj": ("attention.w_k_CD", "k"),
@@ -47,7 +47,7 @@ _PARAMETERS = {
     "down": "mlp.experts.down_proj",
     "router": "mlp.router.weight",
 }
-_MODULES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+_MODULES = {target: f"self_attn.{target}_proj" for target in "qkvo"}
 _HEAD, _HEAD_PATH = "lm_head", "unembedding_VD"
 # Settings of PEFT's that change what the factors mean, and the value that leaves it alone.
 _PLAIN = {
@@ -93,13 +93,7 @@ def _config(adapter: Adapter, sizes: Config, base: str) -> dict[str, Any]:
         found = [names[target] for target in adapter.targets if target in names]
         if adapter.layers is None:
             return found
-        inside = {"q_proj": "self_attn.", "k_proj": "self_attn.", "v_proj": "self_attn."}
-        inside["o_proj"] = "self_attn."
-        return [
-            f"model.layers.{layer}.{inside.get(name, '')}{name}"
-            for layer in adapter.layers
-            for name in found
-        ]
+        return [f"model.layers.{layer}.{name}" for layer in adapter.layers for name in found]
 
     head = [_HEAD] if "unembedding" in adapter.targets else []
     return {
