@@ -76,12 +76,19 @@ def into_card(card: Path, text: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = cli.parser(
-        "nano.measure", "Measures nano's skills.", ["nano", "runs/nano/export --run runs/nano"]
+        "nano.measure",
+        "Measures nano's skills.",
+        [
+            "nano",
+            "runs/nano/export --run runs/nano",
+            "nano --adapter runs/double/export --skills double addition",
+        ],
     )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
     parser.add_argument("--skills", nargs="+", choices=SKILLS | LESSONS, default=list(SKILLS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--adapter", metavar="DIR", help="of a fine-tune, in PEFT's layout")
     parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")
     parser.add_argument("--card", type=Path, help="a model card to write the table into")
     cli.add_parallelism(parser)
@@ -89,8 +96,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    run = " --run RUN" if arguments.run else ""
-    return f"python -m gptoss_jax.nano.measure DIR{run} --count {arguments.count}"
+    given = " --adapter ADAPTER" if arguments.adapter else ""
+    given += " --run RUN" if arguments.run else ""
+    return f"python -m gptoss_jax.nano.measure DIR{given} --count {arguments.count}"
 
 
 def _main(arguments: argparse.Namespace) -> None:
@@ -101,7 +109,9 @@ def _main(arguments: argparse.Namespace) -> None:
     distributed.join(arguments)
     config = read_config(checkpoint_directory(arguments.checkpoint))
     mesh = choose_mesh(config, arguments.mesh)
-    model, tokenizer = load(arguments.checkpoint, dtype=arguments.dtype, mesh=mesh)
+    model, tokenizer = load(
+        arguments.checkpoint, dtype=arguments.dtype, mesh=mesh, adapter=arguments.adapter
+    )
     if tokenizer is None:
         raise UserError(f"{arguments.checkpoint}: has no tokenizer")
 

@@ -1,4 +1,4 @@
-"""A conversation as the trainer sees it: token ids, and which of them the model is to learn."""
+"""What the trainer sees: a conversation's ids and which of them are learned; or two of them."""
 
 import dataclasses
 import itertools
@@ -19,15 +19,74 @@ class Example:
     Attributes:
       ids_S: int32 [n].
       learn_S: bool [n]; the loss counts the prediction of these tokens.
+      reference: of one of a pair, the log-probability of its learned tokens under the reference
+        model; None before it is known.
     """
 
     ids_S: np.ndarray
     learn_S: np.ndarray
+    reference: float | None = None
 
     @property
     def length(self) -> int:
         """Places it takes in a row: each of its tokens but the last is an input."""
         return len(self.ids_S) - 1
+
+    @property
+    def segments(self) -> "tuple[Example, ...]":
+        """Itself: what a row holds one after another, without seeing each other."""
+        return (self,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two conversations with one beginning: which of them is preferred.
+
+    Attributes:
+      chosen: the better.
+      rejected: the worse.
+    """
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def length(self) -> int:
+        """Places both take in a row."""
+        return self.chosen.length + self.rejected.length
+
+    @property
+    def segments(self) -> tuple[Example, ...]:
+        """The chosen, then the rejected."""
+        return (self.chosen, self.rejected)
+
+    def with_reference(self, chosen: float, rejected: float) -> "Pair":
+        """The pair with the reference model's log-probabilities."""
+        return Pair(
+            dataclasses.replace(self.chosen, reference=chosen),
+            dataclasses.replace(self.rejected, reference=rejected),
+        )
+
+
+Unit = Example | Pair  # what stays together in a row
+
+
+def paired(chosen: Example, rejected: Example) -> Pair:
+    """A pair in which only what follows the common beginning is learned: the rest cancels out.
+
+    Raises:
+      HarmonyError: there is nothing after it to learn in one of them.
+    """
+    shorter = min(len(chosen.ids_S), len(rejected.ids_S))
+    differ = chosen.ids_S[:shorter] != rejected.ids_S[:shorter]
+    begin = int(differ.argmax()) if differ.any() else shorter
+    sides = []
+    for one in (chosen, rejected):
+        learn_S = one.learn_S & (np.arange(len(one.ids_S)) >= begin)
+        if not learn_S.any():
+            raise HarmonyError("chosen and rejected do not differ in what is learned")
+        sides.append(dataclasses.replace(one, learn_S=learn_S))
+    return Pair(*sides)
 
 
 def kind(message: Message) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_jax.errors import UserError
-from gptoss_jax.training.examples import Example
+from gptoss_jax.training.examples import Unit
 from gptoss_jax.training.packing import Batch, OpenRow, Packer, rows_of
 from gptoss_jax.training.sources import Source
 
@@ -58,7 +58,7 @@ class Feed:
         self._packer = Packer(length, open_rows)
         self._next = 0
         # Of the open rows, and of the last batch.
-        self._examples: dict[int, Example] = {}
+        self._examples: dict[int, Unit] = {}
         self._last: list[int] = []
 
     def batch(self) -> Batch:
@@ -111,7 +111,7 @@ class Feed:
             if (row := self._packer.add(number, one.length)) is not None:
                 return row
 
-    def _take(self) -> tuple[int, Example]:
+    def _take(self) -> tuple[int, Unit]:
         """The next good example and its number."""
         number = 0
         for _ in range(_GIVE_UP):
@@ -122,7 +122,7 @@ class Feed:
         where = self.source.where(self._index(number))
         raise UserError(f"{where}: the last of {_GIVE_UP} bad examples on end")
 
-    def _example(self, number: int) -> Example | None:
+    def _example(self, number: int) -> Unit | None:
         return self.source[self._index(number)]
 
     def _index(self, number: int) -> int:
@@ -142,17 +142,22 @@ def one_pass(source: Source, *, rows: int, length: int, batches: int) -> Iterato
 
     The last batch of a source that ends may have rows of padding.
     """
-    packer, held = Packer(length, open_rows=rows), dict[int, Example]()
+    passed = numbered_pass(source, rows=rows, length=length)
+    return (batch for _, batch in itertools.islice(passed, batches))
+
+
+def numbered_pass(
+    source: Source, *, rows: int, length: int
+) -> Iterator[tuple[list[list[int]], Batch]]:
+    """The examples of a source in its own order, once: (each row's places in it, the batch)."""
+    packer, held = Packer(length, open_rows=rows), dict[int, Unit]()
     closed = _closed_rows(source, packer, held)
-    for _ in range(batches):
-        numbers = list(itertools.islice(closed, rows))
-        if not numbers:
-            return
+    while numbers := list(itertools.islice(closed, rows)):
         numbers += [[]] * (rows - len(numbers))
-        yield rows_of([[held.pop(n) for n in row] for row in numbers], length)
+        yield numbers, rows_of([[held.pop(n) for n in row] for row in numbers], length)
 
 
-def _closed_rows(source: Source, packer: Packer, held: dict[int, Example]) -> Iterable[list[int]]:
+def _closed_rows(source: Source, packer: Packer, held: dict[int, Unit]) -> Iterable[list[int]]:
     for index in itertools.count() if source.size is None else range(source.size):
         one = source[index]
         if one is None:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.transformer import GptOss
-from gptoss_jax.training import speed, spread
+from gptoss_jax.training import reference, speed, spread
 from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.export import export, export_adapter
@@ -29,6 +29,8 @@ from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.settings import Settings
 from gptoss_jax.training.sources import Sources
 from gptoss_jax.training.step import Trainer, compiled, in_parts, summary
+
+_EXPERTS = " (MXFP4 experts)"  # of a step that rounds them
 
 
 def run(
@@ -85,22 +87,11 @@ class _Loop:
         self._mesh = mesh = trainer.mesh
         self._from = base
         self._base: GptOss | None = None  # what an adapter is for; it is not trained
-        self._validation = sources.validation
+        self._sources = sources
         self._directory = directory
         self._checkpoints = checkpoints
-        self._part, self._parts = spread.own_part(
-            config.batch_size // config.accumulation, sizes, mesh
-        )
-        self._feed = Feed(
-            sources.train,
-            rows=config.batch_size // self._parts,
-            length=config.data.sequence_length,
-            open_rows=config.data.open_rows,
-            seed=config.data.seed,
-            process=self._part,
-            processes=self._parts,
-        )
-        self._programs: dict[tuple[str, bool], Callable] = {}
+        self._part, self._parts = spread.own_part(self._rows_at_once, sizes, mesh)
+        self._programs: dict[str, Callable] = {}
         self._meter = speed.Meter(sizes, config.steps, _machines(mesh))
         _say(f"this machine's float32 matmul rate: {self._meter.machine / 1e9:.1f} GFLOP/s")
 
@@ -108,8 +99,12 @@ class _Loop:
         """The first state, or the newest checkpoint's."""
         latest = self._checkpoints.latest
         like = self.trainer.abstract_state()
-        if latest is None or self.trainer.adapter is not None:
+        of_pairs = self._config.data.kind == "pairs"
+        if latest is None or self.trainer.adapter is not None or of_pairs:
             self._base = self._from.load(jnp.dtype(self._config.dtype), self._mesh)
+        if of_pairs:
+            self._refer()
+        self._feed = self._new_feed()
         if latest is None:
             where = jax.tree.map(lambda x: x.sharding, like)
             new, given = self.trainer.init, ()
@@ -124,6 +119,36 @@ class _Loop:
             self._base = None
         self._done = latest or 0
         self._directory.begin(self._done)
+
+    def _refer(self) -> None:
+        """Gives the pairs what the base thinks of them."""
+
+        def log_probabilities(rows: Batch) -> np.ndarray:
+            given = (self._base, spread.placed(rows, self._sizes, self._mesh))
+            each_BT = self._program("reference step", self.trainer.log_probabilities, given)(*given)
+            return np.asarray(spread.on_host(each_BT))
+
+        rows, length = self._rows_at_once, self._config.data.sequence_length
+        self._sources = reference.with_reference(
+            self._sources, self._directory.path, log_probabilities, rows=rows, length=length
+        )
+
+    def _new_feed(self) -> Feed:
+        config = self._config
+        return Feed(
+            self._sources.train,
+            rows=config.batch_size // self._parts,
+            length=config.data.sequence_length,
+            open_rows=config.data.open_rows,
+            seed=config.data.seed,
+            process=self._part,
+            processes=self._parts,
+        )
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Of all devices, in one part of a step."""
+        return self._config.batch_size // self._config.accumulation
 
     def steps(self, stopping: threading.Event) -> bool:
         """Runs to the last step (True), or to the end of a step in which it was told to stop."""
@@ -165,7 +190,7 @@ class _Loop:
 
     def _compare(self, packed: Path) -> None:
         """Reports what packing costs: the master weights' validation beside the export's."""
-        if self._validation is None:
+        if self._sources.validation is None:
             return
         dtype = np.dtype(self._config.dtype)
         model = load_model(packed, dtype=dtype, mesh=self._mesh, progress=False)
@@ -184,27 +209,24 @@ class _Loop:
         batch = in_parts(rows, self._config.accumulation)
         batch = spread.placed(batch, self._sizes, self._mesh, self._parts)
         began = time.perf_counter()
-        program = self._program(
-            "train", qat, self.trainer.train_step, (self.state, self._base, batch), (0,)
-        )
+        given = (self.state, self._base, batch)
+        step = functools.partial(self.trainer.train_step, qat=qat)
+        program = self._program(f"train step{_EXPERTS * qat}", step, given, donate=(0,))
         self._meter.pause(time.perf_counter() - began)
         # Of one part; the others' differ by how well their rows are filled.
         self._meter.add(self._parts * int((rows.segments_BT > 0).sum()))
-        self.state, metrics = program(self.state, self._base, batch)
+        self.state, metrics = program(*given)
         return metrics
 
     def _program(
-        self, name: str, qat: bool, function: Callable, arguments: tuple, donate: tuple = ()
+        self, name: str, function: Callable, arguments: tuple, donate: tuple = ()
     ) -> Callable:
-        """The compiled function: one program with and one without quantised experts at most."""
-        key = (name, qat)
-        if key not in self._programs:
+        """The compiled function, once a name."""
+        if name not in self._programs:
             began = time.perf_counter()
-            bound = functools.partial(function, qat=qat)
-            self._programs[key] = compiled(bound, *arguments, donate=donate)
-            took = time.perf_counter() - began
-            _say(f"compiled the {name} step{' (MXFP4 experts)' * qat} in {took:.1f} s")
-        return self._programs[key]
+            self._programs[name] = compiled(function, *arguments, donate=donate)
+            _say(f"compiled the {name} in {time.perf_counter() - began:.1f} s")
+        return self._programs[name]
 
     def _check(self, metrics: dict[str, np.ndarray], where: str) -> None:
         for name in ("loss", "gradient_norm"):
@@ -231,7 +253,7 @@ class _Loop:
         )
 
     def _evaluate(self) -> None:
-        if self._validation is None:
+        if self._sources.validation is None:
             return self._directory.plot()
         began = time.perf_counter()
         qat = 0 <= self._config.qat_start < self._done
@@ -251,7 +273,9 @@ class _Loop:
         """Records and gives the metrics of the validation data, None where it has no batch."""
         sums = None
         for rows in self._validation_rows():
-            new = self._program(name, qat, step, (*weights, rows))(*weights, rows)
+            given = (*weights, rows)
+            bound = functools.partial(step, qat=qat)
+            new = self._program(f"{name} step{_EXPERTS * qat}", bound, given)(*given)
             sums = new if sums is None else jax.tree.map(np.add, sums, jax.device_get(new))
         if sums is None:
             return None
@@ -261,10 +285,10 @@ class _Loop:
 
     def _validation_rows(self) -> Iterator[Batch]:
         config = self._config
-        assert self._validation is not None
+        assert self._sources.validation is not None
         rows = one_pass(
-            self._validation,
-            rows=config.batch_size // config.accumulation,
+            self._sources.validation,
+            rows=self._rows_at_once,
             length=config.data.sequence_length,
             batches=config.eval_batches,
         )

@@ -1,4 +1,6 @@
-"""What training minimises: cross-entropy of chosen tokens, and the routers' load balance."""
+"""What training minimises: a score of the learned tokens, and the routers' load balance."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,29 @@ from gptoss_jax.training.qat import as_shipped
 _BLOCK = 2**24
 
 Metrics = dict[str, jax.Array]
+# Of (losses_BT, correct_BT, batch): sums over the rows, "loss_sum" to be minimised, "weight_sum"
+# what it is divided by, "correct_sum" the part of that which is as wanted; further ones are shown.
+Score = Callable[[jax.Array, jax.Array, Batch], Metrics]
+
+
+def learned_tokens(losses_BT: jax.Array, correct_BT: jax.Array, batch: Batch) -> Metrics:
+    """The cross-entropy of the weighted targets; correct are those with the highest logit."""
+    weights_BT = batch.weights_BT
+    return {
+        "loss_sum": (losses_BT * weights_BT).sum(),
+        "correct_sum": (correct_BT * weights_BT).sum(),
+        "weight_sum": weights_BT.sum(),
+    }
 
 
 def loss(
-    model: GptOss, batch: Batch, *, balance_coefficient: float, qat: bool, remat: bool
+    model: GptOss,
+    batch: Batch,
+    *,
+    balance_coefficient: float,
+    qat: bool,
+    remat: bool,
+    score: Score = learned_tokens,
 ) -> tuple[jax.Array, Metrics]:
     """The summed loss of a batch, to be divided by the weights of all batches of a step.
 
@@ -25,34 +46,37 @@ def loss(
     Args:
       model: with float experts.
       batch: packed rows.
-      balance_coefficient: of the load-balance term, which counts once a weighted token.
+      balance_coefficient: of the load-balance term, which counts once a unit of weight.
       qat: parameters are used as `qat.pack` holds them, gradients pass straight through.
       remat: see `GptOss.hidden`.
+      score: of the tokens' losses.
 
     Returns:
-      (float32 scalar, sums and means over the batch: "loss_sum" the cross-entropies alone,
-      "weight_sum", "correct_sum" targets that had the highest logit, "balance" mean over layers,
+      (float32 scalar, sums and means over the batch: the score's, "balance" mean over layers,
       "expert_use_LE" the share of assignments each expert of a layer took).
     """
     model = as_shipped(model) if qat else model
     real_BT = batch.segments_BT > 0
     x_BTD, routers = model.hidden(batch.tokens_BT, batch.positions_BT, real_BT, remat=remat)
-    loss_sum, correct_sum = _cross_entropy(model, x_BTD, batch.targets_BT, batch.weights_BT)
+    sums = score(*_cross_entropy(model, x_BTD, batch.targets_BT), batch)
     active = model.config.experts_per_token
     axes = sharding.current(model.config).batch
     real_R = real_BT.reshape(-1)
     uses, terms = zip(*(balance(x, real_R, active, axes) for x in routers), strict=True)
-    sums = (loss_sum, correct_sum, batch.weights_BT.sum())
-    loss_sum, correct_sum, weight_sum = (sharding.total(x, axes) for x in sums)
+    sums = {name: sharding.total(x, axes) for name, x in sums.items()}
     term = jnp.stack(terms).mean()
-    metrics = {
-        "loss_sum": loss_sum,
-        "weight_sum": weight_sum,
-        "correct_sum": correct_sum,
+    balanced = balance_coefficient * term * sums["weight_sum"]
+    return sums["loss_sum"] + balanced, sums | {
         "balance": term,
         "expert_use_LE": jnp.stack(uses),
     }
-    return loss_sum + balance_coefficient * term * weight_sum, metrics
+
+
+def log_probabilities(model: GptOss, batch: Batch) -> jax.Array:
+    """Of the targets, float32 [B, T]; 0 for those that are not learned."""
+    x_BTD, _ = model.hidden(batch.tokens_BT, batch.positions_BT, batch.segments_BT > 0)
+    losses_BT, _ = _cross_entropy(model, x_BTD, batch.targets_BT)
+    return -losses_BT * batch.weights_BT
 
 
 def balance(
@@ -77,8 +101,8 @@ def balance(
     return share_E, num_experts * (share_E * probability_E).sum()
 
 
-def _cross_entropy(model, x_BTD, targets_BT, weights_BT):
-    """(summed cross-entropy, how many weighted targets had the highest logit), block by block."""
+def _cross_entropy(model, x_BTD, targets_BT):
+    """(cross-entropy, 1.0 where the target had the highest logit), both [B, T], block by block."""
     rows = targets_BT.size
     block = max(1, min(rows, _BLOCK // model.config.vocab_size))
 
@@ -91,12 +115,15 @@ def _cross_entropy(model, x_BTD, targets_BT, weights_BT):
 
     @jax.checkpoint
     def one(arguments):
-        x_RD, target_R, weight_R = arguments
+        x_RD, target_R = arguments
         logits_RV = model.unembed(x_RD[None], table_VD)[0]
         correct_R = (logits_RV.argmax(-1) == target_R).astype(jnp.float32)
         chosen_R = jnp.take_along_axis(logits_RV, target_R[:, None], axis=-1)[:, 0]
-        losses_R = jax.nn.logsumexp(logits_RV, axis=-1) - chosen_R
-        return (losses_R * weight_R).sum(), (correct_R * weight_R).sum()
+        return jax.nn.logsumexp(logits_RV, axis=-1) - chosen_R, correct_R
 
-    sums = jax.lax.map(one, tuple(map(blocks, (x_BTD, targets_BT, weights_BT))))
-    return sums[0].sum(), sums[1].sum()
+    losses, correct = jax.lax.map(one, (blocks(x_BTD), blocks(targets_BT)))
+
+    def whole(x):
+        return x.reshape(-1)[:rows].reshape(targets_BT.shape)
+
+    return whole(losses), whole(correct)

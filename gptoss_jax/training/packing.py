@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptoss_jax.training.examples import Example
+from gptoss_jax.training.examples import Unit
 
 Array = Any  # NumPy's until it goes to the device
 
@@ -65,6 +65,8 @@ class Batch:
       weights_BT: float32, 1 where the target is learned.
       segments_BT: int32, 1, 2, … for the conversations of a row, 0 for padding.
       positions_BT: int32, from 0 in each segment.
+      reference_BT: float32, of pairs whose `Example.reference` is known: it, at the first place of
+        a segment, else 0. A pair's segments follow each other, and odd ones are the chosen.
     """
 
     tokens_BT: Array
@@ -72,15 +74,19 @@ class Batch:
     weights_BT: Array
     segments_BT: Array
     positions_BT: Array
+    reference_BT: Array | None = None
 
 
-def rows_of(examples: Sequence[Sequence[Example]], length: int) -> Batch:
+def rows_of(examples: Sequence[Sequence[Unit]], length: int) -> Batch:
     """NumPy rows of B lists of examples that fit; an empty list is a row of padding."""
     shape = (len(examples), length)
     names = ("tokens_BT", "targets_BT", "segments_BT", "positions_BT")
     zeros = {name: np.zeros(shape, np.int32) for name in names}
-    rows = Batch(**zeros, weights_BT=np.zeros(shape, np.float32))
-    for row, packed in enumerate(examples):
+    segments = [[one for unit in packed for one in unit.segments] for packed in examples]
+    known = any(one.reference is not None for packed in segments for one in packed)
+    reference_BT = np.zeros(shape, np.float32) if known else None
+    rows = Batch(**zeros, weights_BT=np.zeros(shape, np.float32), reference_BT=reference_BT)
+    for row, packed in enumerate(segments):
         start = 0
         for segment, one in enumerate(packed, 1):
             place = (row, slice(start, start + one.length))
@@ -89,5 +95,7 @@ def rows_of(examples: Sequence[Sequence[Example]], length: int) -> Batch:
             rows.weights_BT[place] = one.learn_S[1:]
             rows.segments_BT[place] = segment
             rows.positions_BT[place] = np.arange(one.length)
+            if rows.reference_BT is not None:
+                rows.reference_BT[row, start] = one.reference
             start += one.length
     return rows

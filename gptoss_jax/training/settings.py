@@ -50,6 +50,7 @@ def defaults() -> Settings:
     config.keep = 3  # checkpoints
     config.model = _model()
     config.lora = _lora()
+    config.preference = _preference()
     config.data = _data()
     config.optimizer = _optimizer()
     return config.lock()
@@ -88,9 +89,16 @@ def _lora() -> Settings:
     return lora
 
 
+def _preference() -> Settings:
+    """Of data.kind "pairs": DPO, https://arxiv.org/abs/2305.18290."""
+    preference = ConfigDict()
+    preference.beta = 0.1  # how dear it is to leave the base: larger stays closer
+    return preference
+
+
 def _data() -> Settings:
     data = ConfigDict()
-    data.kind = "jsonl"  # or "tasks", generated problems
+    data.kind = "jsonl"  # or "pairs" of conversations, or "tasks", generated problems
     data.paths = ()
     data.validation_paths = ()
     data.mixture = ConfigDict()  # of tasks: name to weight
@@ -120,7 +128,7 @@ def _optimizer() -> Settings:
 
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "data.kind": ("jsonl", "tasks"),
+    "data.kind": ("jsonl", "pairs", "tasks"),
     "optimizer.schedule": ("cosine", "wsd"),
 }
 _TRAIN_ON = ("analysis", "final", "calls", "preamble")
@@ -130,6 +138,7 @@ _LEAST = {
     **{"checkpoint_every": 1, "data.seed": 0, "data.sequence_length": 2, "data.open_rows": 1},
     **{"model.vocab_size": 0, "optimizer.lr": 0, "optimizer.b1": 0, "optimizer.b2": 0},
     **{"optimizer.eps": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0},
+    **{"preference.beta": 1e-6},
     **{"optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, "optimizer.final_fraction": 0},
 }
 
@@ -240,7 +249,7 @@ def _check_together(config: Settings) -> None:
     data, model = config.data, config.model
     if not data.train_on:
         raise ConfigError("config.data.train_on: empty, so there is nothing to learn")
-    if data.kind == "jsonl" and not data.paths:
+    if data.kind != "tasks" and not data.paths:
         raise ConfigError("config.data.paths: empty; give --config.data.paths=FILE[,FILE…]")
     if config.batch_size % config.accumulation:
         raise ConfigError(
@@ -249,6 +258,8 @@ def _check_together(config: Settings) -> None:
         )
     if config.lora.targets and not config.base:
         raise ConfigError("config.base: empty; name the checkpoint that lora.targets are of")
+    if data.kind == "pairs" and not config.base:
+        raise ConfigError("config.base: empty; name the checkpoint that pairs are to change")
     if not config.base and data.sequence_length > model.max_context:
         raise ConfigError(
             f"config.data.sequence_length: {data.sequence_length} is more than "

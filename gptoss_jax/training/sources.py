@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Protocol
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.text import TextError, Tokenizer
-from gptoss_jax.text.harmony import Message, from_chat, tool_functions
-from gptoss_jax.text.harmony.prompt import EFFORTS
-from gptoss_jax.training.examples import Example, example
+from gptoss_jax.training import records
+from gptoss_jax.training.examples import Example, Unit
 from gptoss_jax.training.settings import Settings
 
 
@@ -29,7 +27,7 @@ class Source(Protocol):
     skipped: int
     fingerprint: str
 
-    def __getitem__(self, index: int) -> Example | None:
+    def __getitem__(self, index: int) -> Unit | None:
         """The example; None if it is bad and bad ones are skipped."""
         ...
 
@@ -59,31 +57,40 @@ def open_sources(config: Settings, tokenizer: Tokenizer) -> Sources:
     data = config.data
     if data.kind == "tasks":
         return Sources(*(Tasks(config, tokenizer, split) for split in ("train", "validation")))
-    train = JsonLines(data.paths, config, tokenizer)
+    parse = records.pair if data.kind == "pairs" else records.conversation
+    train = JsonLines(data.paths, config, tokenizer, parse)
     paths = data.validation_paths
-    return Sources(train, JsonLines(paths, config, tokenizer) if paths else None)
+    return Sources(train, JsonLines(paths, config, tokenizer, parse) if paths else None)
 
 
 class JsonLines:
-    """Files of one conversation a line, `{"messages": […], "tools": […]}`, all read and checked.
+    """Files of one conversation or pair a line, all read and checked; `records` has their form.
 
-    A line may also have "reasoning_effort" and "current_date", for the system message; other keys
-    are left alone. Blank lines are passed over. Five bytes a token stay in memory.
+    A line may also have "tools", and "reasoning_effort" and "current_date" for the system message;
+    other keys are left alone. Blank lines are passed over. Five bytes a token stay in memory.
     """
 
-    def __init__(self, paths: Sequence[str], config: Settings, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        config: Settings,
+        tokenizer: Tokenizer,
+        parse: records.Parse = records.conversation,
+    ):
         """Reads the files.
 
         Args:
           paths: at least one.
           config: `data` says what is learned, how long an example may be, and what bad lines do.
           tokenizer: must have the harmony specials.
+          parse: of a line.
 
         Raises:
           UserError: "FILE:LINE: what is wrong" of the first bad line, unless they are skipped; a
             file that cannot be read or has no usable line.
         """
-        self._examples: list[Example] = []
+        self._parse = parse
+        self._examples: list[Unit] = []
         self._where: list[str] = []
         problems: list[str] = []
         for path in map(Path, paths):
@@ -98,7 +105,7 @@ class JsonLines:
         self.skipped = len(problems)
         self.fingerprint = _fingerprint(self._examples)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Unit:
         return self._examples[index]
 
     def where(self, index: int) -> str:
@@ -114,7 +121,7 @@ class JsonLines:
             if not line.strip():
                 continue
             try:
-                one = _checked(_conversation(line), config, tokenizer)
+                one = self._parse(line, config, tokenizer)
             except (UserError, TextError) as error:
                 yield f"{path}:{number}: {error}"
                 continue
@@ -140,7 +147,7 @@ class Tasks:
         """Raises a UserError that names the problem if it does not fit the context."""
         messages = self._make(self._config.data.seed, index, self._split, self._mixture)
         try:
-            return _checked(messages, self._config, self._tokenizer)
+            return records.of_messages(messages, self._config, self._tokenizer)
         except (UserError, TextError) as error:
             if not self._config.data.skip_bad:
                 raise UserError(f"{self.where(index)}: {error}") from None
@@ -151,38 +158,8 @@ class Tasks:
         return f"{self._split} problem {index}"
 
 
-def _conversation(line: bytes) -> list[Message]:
-    try:
-        raw = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list):
-        raise UserError('give an object {"messages": […]}')
-    tools = raw.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UserError("tools: give a list of objects")
-    effort, date = raw.get("reasoning_effort", "medium"), raw.get("current_date")
-    if effort not in EFFORTS:
-        raise UserError(f"reasoning_effort: {effort!r} is none of {', '.join(EFFORTS)}")
-    if not isinstance(date, str | None):
-        raise UserError(f"current_date: {date!r} is no string")
-    functions = tool_functions(tools)
-    return from_chat(raw["messages"], tools=functions, effort=effort, current_date=date)
-
-
-def _checked(messages: list[Message], config: Settings, tokenizer: Tokenizer) -> Example:
-    data = config.data
-    one = example(tokenizer, messages, data.train_on, keep_analysis=data.keep_analysis)
-    if one.length > data.sequence_length:
-        raise UserError(
-            f"{one.length} tokens are more than the context, config.data.sequence_length "
-            f"{data.sequence_length}"
-        )
-    return one
-
-
-def _fingerprint(examples: Sequence[Example]) -> str:
+def _fingerprint(examples: Sequence[Unit]) -> str:
     crc = 0
-    for one in examples:
+    for one in (segment for unit in examples for segment in unit.segments):
         crc = zlib.crc32(one.learn_S.tobytes(), zlib.crc32(one.ids_S.tobytes(), crc))
     return f"{len(examples)} conversations {crc:08x}"

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from gptoss_jax import sharding
 from gptoss_jax.model import lora
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
-from gptoss_jax.training import objective, optimizer, spread
+from gptoss_jax.training import objective, optimizer, preference, spread
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.qat import pack, unpacked
 from gptoss_jax.training.settings import Settings, adapter_of
@@ -90,6 +91,9 @@ class Trainer:
         self.paths = list(self._shapes)
         self._optimizer = optimizer.optimizer(config, self.paths)
         self._schedule = optimizer.schedule(config)
+        self._score: objective.Score = objective.learned_tokens
+        if config.data.kind == "pairs":
+            self._score = functools.partial(preference.pairs, beta=config.preference.beta)
 
     def described(self) -> list[str]:
         """What is trained, a line a target of the adapter."""
@@ -159,8 +163,8 @@ class Trainer:
     ) -> tuple[State, Metrics]:
         """One update from microbatches [A, B, T].
 
-        The gradient is that of the mean over all the trained tokens of all microbatches, however
-        unevenly these hold them.
+        The gradient is that of the mean over all the trained tokens, or pairs, of all microbatches,
+        however unevenly these hold them.
 
         Returns:
           (the next state; `summary` of the step, with "gradient_norm" before clipping and
@@ -199,12 +203,26 @@ class Trainer:
     def eval_step(
         self, params: Params, base: GptOss | None, batch: Batch, *, qat: bool = False
     ) -> Metrics:
-        """The batch's metrics as sums over its trained tokens; add those of batches together."""
+        """The batch's metrics as sums over what is trained on; add those of batches together."""
         return self.eval_model(self.model(params, base), batch, qat=qat)
 
     def eval_model(self, model: GptOss, batch: Batch, *, qat: bool = False) -> Metrics:
         """As `eval_step` of any model of these sizes; packed experts are used as they are."""
         return _weighted(self._model_loss(model, batch, qat)[1])
+
+    def log_probabilities(self, model: GptOss, batch: Batch) -> jax.Array:
+        """Of the learned targets under any model of these sizes, float32 [B, T], else 0."""
+        if self.mesh is None:
+            return objective.log_probabilities(model, batch)
+        rows = sharding.batch_spec(self._split)
+        over = jax.shard_map(
+            objective.log_probabilities,
+            mesh=self.mesh,
+            in_specs=(sharding.parameter_specs(model, self._split), rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        return over(model, batch)
 
     def _model_loss(self, model: GptOss, batch: Batch, qat: bool, key: jax.Array | None = None):
         def loss(model: GptOss, batch: Batch, key: jax.Array | None):
@@ -214,6 +232,7 @@ class Trainer:
                 balance_coefficient=self.config.balance_coefficient,
                 qat=qat,
                 remat=self.config.remat,
+                score=self._score,
             )
 
         if self.mesh is None:
@@ -228,18 +247,21 @@ class Trainer:
 
 
 def _weighted(metrics: Metrics) -> Metrics:
-    """Means over a batch's tokens become sums, so that batches add up."""
+    """Means over a batch become sums, so that batches add up."""
     weight = metrics["weight_sum"]
     means = {name: value * weight for name, value in metrics.items() if not name.endswith("_sum")}
     return metrics | means
 
 
 def summary(sums: Metrics) -> Metrics:
-    """Means over the trained tokens, from `_weighted` metrics added up."""
+    """Means over the trained tokens or pairs, from `_weighted` metrics added up."""
     weight = jnp.maximum(sums["weight_sum"], 1.0)
-    means = {name: value / weight for name, value in sums.items() if name != "weight_sum"}
-    means["loss"] = means.pop("loss_sum")
-    means["accuracy"] = means.pop("correct_sum")
+    means = {
+        name.removesuffix("_sum"): value / weight
+        for name, value in sums.items()
+        if name != "weight_sum"
+    }
+    means["accuracy"] = means.pop("correct")
     means["expert_use_least"] = means["expert_use_LE"].min()
     means["expert_use_most"] = means["expert_use_LE"].max()
     return means | {"weight_sum": sums["weight_sum"]}

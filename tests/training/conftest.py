@@ -1,13 +1,37 @@
 """A tokenizer, chats and a config small enough to train on in seconds."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import gptoss_jax.nano
+from gptoss_jax.checkpoint import save_model
+from gptoss_jax.model.config import Config
+from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import load_tokenizer
 from gptoss_jax.training import settings
+
+_BASE = Config(
+    num_layers=2,
+    num_experts=4,
+    experts_per_token=2,
+    hidden_size=32,
+    expert_width=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=512,
+    sliding_window=8,
+    rope_original_context=256,
+    rope_factor=2.0,
+    max_context=512,
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +55,36 @@ def chats_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
     path.write_text("".join(json.dumps(chat(n)) + "\n" for n in range(50)))
     return path
+
+
+@pytest.fixture(scope="session")
+def base_path(tmp_path_factory):
+    """A checkpoint of two layers to begin from."""
+    path = tmp_path_factory.mktemp("tiny") / "base"
+    float32 = jnp.dtype("float32")
+    model = GptOss(_BASE, dtype=float32, param_dtype=float32, rngs=nnx.Rngs(0))
+    save_model(model, "hf", path, progress=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Starts runs in processes of their own, which share compiled programs."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+    def start(config_path, workdir, *words):
+        command = [sys.executable, "-m", "gptoss_jax.train", "--config", str(config_path)]
+        return subprocess.Popen(
+            [*command, "--workdir", str(workdir), *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    return start
 
 
 @pytest.fixture

@@ -1,20 +1,14 @@
 """Runs that train an adapter, in processes of their own: what they say, leave and resume from."""
 
-import os
 import signal
-import subprocess
-import sys
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from gptoss_jax import train
-from gptoss_jax.checkpoint import load_model, peft, save_model
+from gptoss_jax.checkpoint import load_model, peft
 from gptoss_jax.model import lora
-from gptoss_jax.model.config import Config
-from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.model.config import read_config
 from gptoss_jax.training import settings
 
 CONFIG = """
@@ -32,53 +26,19 @@ def get_config():
     config.optimizer.warmup_steps = 4
     return config
 """
-SIZES = Config(
-    num_layers=2,
-    num_experts=4,
-    experts_per_token=2,
-    hidden_size=32,
-    expert_width=64,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=512,
-    sliding_window=8,
-    rope_original_context=256,
-    rope_factor=2.0,
-    max_context=512,
-)
 
 
 @pytest.fixture(scope="module")
-def config_path(tokenizer_path, chats_path, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    float32 = jnp.dtype("float32")
-    model = GptOss(SIZES, dtype=float32, param_dtype=float32, rngs=nnx.Rngs(0))
-    save_model(model, "hf", folder / "base", progress=False)
-    text = CONFIG.format(
-        base=str(folder / "base"), tokenizer=str(tokenizer_path), chats=str(chats_path)
-    )
-    (folder / "adapter.py").write_text(text)
-    return folder / "adapter.py"
+def config_path(base_path, tokenizer_path, chats_path, tmp_path_factory):
+    path = tmp_path_factory.mktemp("adapter") / "adapter.py"
+    text = CONFIG.format(base=str(base_path), tokenizer=str(tokenizer_path), chats=str(chats_path))
+    path.write_text(text)
+    return path
 
 
 @pytest.fixture(scope="module")
-def start(config_path, tmp_path_factory):
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-
-    def begin(workdir, *words):
-        command = [sys.executable, "-m", "gptoss_jax.train", "--config", str(config_path)]
-        return subprocess.Popen(
-            [*command, "--workdir", str(workdir), *words],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    return begin
+def start(config_path, launch):
+    return lambda workdir, *words: launch(config_path, workdir, *words)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +51,11 @@ def whole(start, tmp_path_factory):
     return workdir, shown
 
 
-def adapter_of(workdir):
-    return peft.load(workdir / "export", SIZES).values
+@pytest.fixture(scope="module")
+def adapter_of(base_path):
+    """What a run trained."""
+    sizes = read_config(base_path)
+    return lambda workdir: peft.load(workdir / "export", sizes).values
 
 
 def test_it_says_what_is_trained_before_the_first_step(whole):
@@ -105,9 +68,9 @@ def test_it_says_what_is_trained_before_the_first_step(whole):
     assert whole[1].index("trained: ") < whole[1].index("step 1/")
 
 
-def test_every_factor_has_moved(whole, config_path):
+def test_every_factor_has_moved(whole, config_path, base_path, adapter_of):
     config = settings.load(config_path)
-    base = load_model(config_path.parent / "base", progress=False)
+    base = load_model(base_path, progress=False)
     adapter = settings.adapter_of(config)
     assert adapter is not None
     begun = lora.begin(base, adapter, config.seed)
@@ -135,7 +98,7 @@ def test_a_killed_run_ends_with_the_same_bytes(start, whole, tmp_path):
         assert one == other
 
 
-def test_a_run_goes_on_over_another_mesh(start, whole, tmp_path):
+def test_a_run_goes_on_over_another_mesh(start, whole, adapter_of, tmp_path):
     """Dropout is another there, so the ends are alike and not the same."""
     killed(start(tmp_path, "--mesh", "data=1"), "step 7/")
     ended = start(tmp_path, "--mesh", "fsdp=2")
@@ -168,6 +131,6 @@ def test_a_mistake_is_one_line_before_any_step(config_path, tmp_path, capsys, wo
 
 
 def test_the_shipped_configs_are_configs():
-    for name in ("lora_nano", "lora_20b", "lora_120b", "qat_20b", "sft_nano"):
+    for name in ("lora_nano", "lora_20b", "lora_120b", "dpo_20b", "qat_20b", "sft_nano"):
         config = settings.load(f"configs/{name}.py")
-        assert (settings.adapter_of(config) is not None) == name.startswith("lora_")
+        assert (settings.adapter_of(config) is not None) == name.startswith(("lora_", "dpo_"))

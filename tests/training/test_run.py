@@ -4,8 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -50,22 +48,8 @@ def config_path(tokenizer_path, chats_path, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(config_path, tmp_path_factory):
-    """Starts a run; all share compiled programs, so that only the first compiles."""
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache"))
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is most of the time
-
-    def begin(workdir, *words):
-        command = [sys.executable, "-m", "gptoss_jax.train", "--config", str(config_path)]
-        return subprocess.Popen(
-            [*command, "--workdir", str(workdir), *words],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    return begin
+def start(config_path, launch):
+    return lambda workdir, *words: launch(config_path, workdir, "--mesh", "data=1", *words)
 
 
 def signalled(process, line, number):

@@ -1,0 +1,96 @@
+"""Lines of a data file as examples: one conversation each, or two to choose between."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.text import TextError, Tokenizer
+from gptoss_jax.text.harmony import Message, from_chat, tool_functions
+from gptoss_jax.text.harmony.prompt import EFFORTS
+from gptoss_jax.training.examples import Example, Pair, Unit, example, paired
+from gptoss_jax.training.settings import Settings
+
+Parse = Callable[[bytes, Settings, Tokenizer], Unit]
+
+
+def conversation(line: bytes, config: Settings, tokenizer: Tokenizer) -> Example:
+    """Of `{"messages": […]}`.
+
+    Raises:
+      UserError: the line is no such object, or the conversation longer than a row.
+      TextError: it cannot be rendered.
+    """
+    raw = _object(line, {"messages"}, 'give an object {"messages": […]}')
+    return of_messages(_messages(raw, raw["messages"]), config, tokenizer)
+
+
+def pair(line: bytes, config: Settings, tokenizer: Tokenizer) -> Pair:
+    """Of `{"prompt": […], "chosen": […], "rejected": […]}`; without a prompt both are whole.
+
+    Raises:
+      UserError: the line is no such object, or the two together are longer than a row.
+      TextError: one cannot be rendered, or they do not differ.
+    """
+    form = 'give an object {"prompt": […], "chosen": […], "rejected": […]}'
+    raw = {"prompt": []} | _object(line, {"chosen", "rejected"}, form)
+    if not isinstance(raw["prompt"], list):
+        raise UserError(form)
+    sides = []
+    for side in ("chosen", "rejected"):
+        try:
+            messages = _messages(raw, raw["prompt"] + raw[side])
+            sides.append(_example(messages, config, tokenizer))
+        except (UserError, TextError) as error:
+            raise UserError(f"{side}: {error}") from None
+    both = paired(*sides)
+    _check_length(both, config)
+    return both
+
+
+def of_messages(messages: Sequence[Message], config: Settings, tokenizer: Tokenizer) -> Example:
+    """The example of a conversation that fits a row.
+
+    Raises:
+      UserError: it is too long.
+      TextError: it cannot be rendered.
+    """
+    one = _example(messages, config, tokenizer)
+    _check_length(one, config)
+    return one
+
+
+def _object(line: bytes, lists: set[str], form: str) -> dict[str, Any]:
+    """The line's object, which has these lists."""
+    try:
+        raw = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error})") from None
+    if not isinstance(raw, dict) or not all(isinstance(raw.get(name), list) for name in lists):
+        raise UserError(form)
+    return raw
+
+
+def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
+    tools = raw.get("tools") or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError("tools: give a list of objects")
+    effort, date = raw.get("reasoning_effort", "medium"), raw.get("current_date")
+    if effort not in EFFORTS:
+        raise UserError(f"reasoning_effort: {effort!r} is none of {', '.join(EFFORTS)}")
+    if not isinstance(date, str | None):
+        raise UserError(f"current_date: {date!r} is no string")
+    return from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
+
+
+def _example(messages: Sequence[Message], config: Settings, tokenizer: Tokenizer) -> Example:
+    data = config.data
+    return example(tokenizer, messages, data.train_on, keep_analysis=data.keep_analysis)
+
+
+def _check_length(one: Unit, config: Settings) -> None:
+    longest = config.data.sequence_length
+    if one.length > longest:
+        raise UserError(
+            f"{one.length} tokens are more than the context, config.data.sequence_length {longest}"
+        )
