@@ -93,6 +93,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     if arguments.to == "peft":
         assert trained is not None  # `_check` saw to it
         peft.save(trained, source.config, str(arguments.source), arguments.directory)
+        for line in peft.not_held(trained):
+            print(f"note: {line}", file=sys.stderr)
         return
     packs = arguments.to in ("hf", "original")
     if packs and not source.packed_experts:

@@ -48,7 +48,7 @@ _PARAMETERS = {
     "router": "mlp.router.weight",
 }
 _MODULES = {target: f"self_attn.{target}_proj" for target in "qkvo"}
-_HEAD, _HEAD_PATH = "lm_head", "unembedding_VD"
+_HEAD, _HEAD_PATH, _UNEMBEDDING = "lm_head", "unembedding_VD", "unembedding"
 # Settings of PEFT's that change what the factors mean, and the value that leaves it alone.
 _PLAIN = {
     "peft_type": "LORA",
@@ -85,17 +85,36 @@ def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
     _write(directory / WEIGHTS, factors)
     if sinks:
         _write(directory / SINKS, sinks)
-    write_json(directory / CONFIG, _config(trained.adapter, sizes, base))
+    write_json(directory / CONFIG, _config(trained, sizes, base))
 
 
-def _config(adapter: Adapter, sizes: Config, base: str) -> dict[str, Any]:
+def not_held(trained: Trained) -> list[str]:
+    """What PEFT's layout has no place for, a line for a user each."""
+    found = []
+    if "sinks" in trained.adapter.targets:
+        found.append(
+            f"PEFT has no place for trained sinks: they are in {SINKS}, which PEFT does not read; "
+            "convert --to hf merges them"
+        )
+    if trained.adapter.dropout and trained.has_experts:
+        found.append(f"PEFT has no dropout of experts' factors: {CONFIG} has lora_dropout 0")
+    return found
+
+
+def _config(trained: Trained, sizes: Config, base: str) -> dict[str, Any]:
+    adapter, layers_of = trained.adapter, _layers_of(trained.values)
+
     def named(names: Mapping[str, str]) -> list[str]:
-        found = [names[target] for target in adapter.targets if target in names]
-        if adapter.layers is None:
-            return found
-        return [f"model.layers.{layer}.{name}" for layer in adapter.layers for name in found]
+        found: list[str] = []
+        for target, layers in layers_of.items():
+            if target not in names:
+                continue
+            everywhere = len(layers) == sizes.num_layers
+            places = [""] if everywhere else [f"model.layers.{n}." for n in sorted(layers)]
+            found += [f"{place}{names[target]}" for place in places]
+        return found
 
-    head = [_HEAD] if "unembedding" in adapter.targets else []
+    head = [_HEAD] if _UNEMBEDDING in layers_of else []
     return {
         **_PLAIN,
         "base_model_name_or_path": base,
@@ -104,7 +123,7 @@ def _config(adapter: Adapter, sizes: Config, base: str) -> dict[str, Any]:
         "init_lora_weights": True,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,  # PEFT has none for parameters, and it is of no use after training
+        "lora_dropout": 0.0 if trained.has_experts else adapter.dropout,
         "use_rslora": adapter.rslora,
         "target_modules": [*named(_MODULES), *head],
         "target_parameters": named(_PARAMETERS) or None,
@@ -236,21 +255,27 @@ def _widths(path: str, sizes: Config) -> tuple[int, int, int]:
     return known[path.rpartition(".")[2]]
 
 
-def _adapter(raw: dict[str, Any], values: Mapping[str, np.ndarray], directory: Path) -> Adapter:
+def _layers_of(values: Mapping[str, Any]) -> dict[str, set[int]]:
+    """The layers in which each target has values; none of the unembedding, which is in none."""
     target_of = {path: target for path, target in _MATRICES.values()}
     target_of |= {_GATE_UP: "gate_up", _DOWN: "down", "attention.sinks_N": "sinks"}
-    targets, layers = dict[str, None](), set[int]()
+    found: dict[str, set[int]] = {}
     for path in values:
         stem = path.removesuffix(".a").removesuffix(".b")
         if stem == _HEAD_PATH:
-            targets["unembedding"] = None
+            found[_UNEMBEDDING] = set()
             continue
         _, layer, inner = stem.split(".", 2)
-        targets[target_of[inner]] = None
-        layers.add(int(layer))
+        found.setdefault(target_of[inner], set()).add(int(layer))
+    return found
+
+
+def _adapter(raw: dict[str, Any], values: Mapping[str, np.ndarray], directory: Path) -> Adapter:
+    targets = _layers_of(values)
+    layers = sorted(set[int]().union(*targets.values()))
     try:
         alpha, rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
-        return Adapter(raw["r"], alpha, rslora, 0.0, tuple(targets), tuple(sorted(layers)))
+        return Adapter(raw["r"], alpha, rslora, 0.0, tuple(targets), tuple(layers))
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory / CONFIG}: no usable r and lora_alpha ({error})") from None
 

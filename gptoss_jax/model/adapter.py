@@ -29,8 +29,7 @@ class Adapter:
       rank: r.
       alpha: the addition is scaled by alpha / r.
       rslora: by alpha / sqrt(r) instead (arXiv 2312.03732).
-      dropout: the share of what goes into `a` that is dropped in training; of matrices, not of
-        experts' weights.
+      dropout: the share of what goes into `a` that is dropped in training.
       targets: names in `TARGETS`. Of the sinks, which have no factors, the values are trained.
       layers: which layers, ascending; None: all. The unembedding is in none.
 

@@ -110,14 +110,23 @@ def attach(model: GptOss, adapter: Adapter, values: Mapping[str, Any]) -> GptOss
 
 
 def with_dropout(model: GptOss, key: jax.Array) -> GptOss:
-    """A copy whose matrices' factors drop inputs; devices with other rows drop others."""
+    """A copy whose factors drop inputs; devices with other rows drop others.
+
+    A matrix's row by row. An expert's the same ones for all rows of the call, which costs its
+    kernels nothing: what is dropped is missing from `a`.
+    """
     split = sharding.current(model.config)
     key = jax.random.fold_in(key, sharding.place(split.batch))
     numbers = itertools.count()
 
     def one(leaf: Any) -> Any:
-        if isinstance(leaf, LowRank) and leaf.dropout and leaf.a.ndim == 2:
-            return dataclasses.replace(leaf, key=jax.random.fold_in(key, next(numbers)))
-        return leaf
+        if not isinstance(leaf, LowRank) or not leaf.dropout:
+            return leaf
+        own = jax.random.fold_in(key, next(numbers))
+        if leaf.a.ndim == 2:
+            return dataclasses.replace(leaf, key=own)
+        experts, _, inputs = leaf.a.shape
+        kept = jax.random.bernoulli(own, 1 - leaf.dropout, (experts, 1, inputs))
+        return dataclasses.replace(leaf, a=jnp.where(kept, leaf.a / (1 - leaf.dropout), 0.0))
 
     return jax.tree.map(one, model, is_leaf=lambda leaf: isinstance(leaf, LowRank))

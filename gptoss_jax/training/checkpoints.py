@@ -4,7 +4,9 @@ Orbax v1 writes in the background, into a temporary directory that gets its name
 a killed run leaves at most a temporary one, which the next clears away.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+        with self._writing():
+            self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
@@ -56,13 +59,34 @@ class Checkpoints:
           step: how many steps are done.
           state: as of then.
           data: of every `Feed.state`, as of then.
+
+        Raises:
+          UserError: this one or the one before cannot be written; those that were whole stay so.
         """
         if self.latest == step:
             return
         # On the CPU platform the writer would read the very buffers the next step writes into.
         copy = jax.tree.map(lambda x: x.copy(), state)
         # As text, because Orbax would look at each of the numbers on its own.
-        self._checkpointer.save_async(step, _tree(copy), custom_metadata={_DATA: json.dumps(data)})
+        with self._writing():
+            self._checkpointer.save_async(
+                step, _tree(copy), custom_metadata={_DATA: json.dumps(data)}
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says what the system's refusal to write, now or in the background, means for a run."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # TensorStore's errors are ValueErrors; those of the system have its code.
+            if isinstance(error, ValueError) and "os_error_code" not in str(error):
+                raise
+            kept = f"that of step {self.latest} is whole" if self.latest else "there is none yet"
+            raise UserError(
+                f"{self._checkpointer.directory}: a checkpoint could not be written, {kept}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
     def load(self, like: State) -> tuple[State, list[dict[str, Any]]]:
         """The newest checkpoint: (state, states of the feeds).

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -55,9 +56,12 @@ def export_adapter(
       base: the model they are for.
       directory: to write; only ever whole.
     """
+    trained = Trained(adapter, values)
 
     def write(unfinished: Path) -> None:
-        peft.save(Trained(adapter, values), base.sizes, str(base.directory), unfinished)
+        peft.save(trained, base.sizes, str(base.directory), unfinished)
+        for line in peft.not_held(trained):
+            print(f"note: {line}", file=sys.stderr)
 
     _whole(directory, write)
 

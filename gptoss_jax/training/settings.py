@@ -85,7 +85,7 @@ def _lora() -> Settings:
     lora.rank = 8
     lora.alpha = 16.0
     lora.rslora = False
-    lora.dropout = 0.0  # of attention's, router's and unembedding's factors
+    lora.dropout = 0.0  # of what goes into the factors
     return lora
 
 

@@ -135,6 +135,36 @@ def test_peft_gives_our_logits(tmp_path, config, fields):
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
+def test_layers_may_have_different_targets(tmp_path):
+    whole = trained(dropout=0.1)
+    gone = ("layers.0.attention.w_q_AD", "layers.1.moe.w_down_EFD", "layers.1.attention.w_o_DA")
+    kept = {path: value for path, value in whole.values.items() if not path.startswith(gone)}
+    some = Trained(whole.adapter, kept)
+    save_model(base(), "hf", tmp_path / "base", progress=False)
+    peft.save(some, CONFIG, str(tmp_path / "base"), tmp_path / "adapter")
+    assert peft.load(tmp_path / "adapter", CONFIG).values.keys() == kept.keys()
+    _, theirs = in_peft(tmp_path / "base", tmp_path / "adapter")
+    same(logits(apply_adapter(base(), some)), theirs)
+
+
+def test_what_peft_cannot_hold_is_named(tmp_path, directory, capsys):
+    """Beside it: the dropout of matrices' factors, which PEFT can hold."""
+    everything = trained(targets=TARGETS, dropout=0.1)
+    sinks, dropout = peft.not_held(everything)
+    assert "trained sinks: they are in sinks.safetensors" in sinks
+    assert "no dropout of experts' factors" in dropout
+    assert peft.not_held(trained(dropout=0.1, targets=("q", "unembedding"))) == []
+    for number, targets in enumerate([("q", "unembedding"), ("q", "down")]):
+        peft.save(trained(dropout=0.1, targets=targets), CONFIG, "b", tmp_path / str(number))
+        written = json.loads((tmp_path / str(number) / peft.CONFIG).read_text())
+        assert written["lora_dropout"] == (0.1, 0.0)[number]
+    peft.save(everything, CONFIG, "base", tmp_path / "adapter")
+    words = ["--adapter", str(tmp_path / "adapter"), "--to", "peft"]
+    assert convert.main([str(directory), str(tmp_path / "again"), *words]) == 0
+    assert capsys.readouterr().err == f"note: {sinks}\n"
+
+
+@pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
 @pytest.mark.parametrize("config", [CONFIG, SQUARE], ids=["wide", "square"])
 def test_an_adapter_that_peft_wrote(tmp_path, config):
     hf_peft = pytest.importorskip("peft", reason="the oracle extra is not installed")

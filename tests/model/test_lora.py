@@ -156,10 +156,11 @@ def test_rslora_scales_by_the_root_of_the_rank():
     assert Adapter(rank=4, alpha=8.0, rslora=True).scale == 4.0
 
 
-def test_dropout_is_of_the_factors_inputs_alone():
-    """Of both kinds: what is dropped changes with the key; without factors' values nothing is."""
+@pytest.mark.parametrize("targets", [("q", "o", "unembedding"), ("gate_up",), ("down",)], ids=str)
+def test_dropout_is_of_the_factors_inputs_alone(targets):
+    """What is dropped changes with the key; without factors' values nothing is."""
     model = base("narrow")
-    adapter = Adapter(rank=2, alpha=2.0, dropout=0.5, targets=("q", "o", "unembedding"))
+    adapter = Adapter(rank=2, alpha=2.0, dropout=0.5, targets=targets)
     given = values(model, adapter)
     ids = tokens(model, "many")
 
@@ -185,6 +186,26 @@ def test_dropout_keeps_the_mean():
     plain = weight.addition(x_RD)
     assert float(jnp.abs(many.mean(0) - plain).max()) < 0.1 * float(jnp.abs(plain).max())
     assert float(many.std(0).max()) > 0
+
+
+def test_an_expert_drops_whole_inputs_and_keeps_the_mean():
+    model = base("narrow")
+    adapter = Adapter(rank=3, alpha=2.0, dropout=0.25, targets=("down",))
+    given = values(model, adapter)
+    adapted = lora.attach(model, adapter, given)
+
+    def dropped(seed):
+        weight = lora.with_dropout(adapted, jax.random.key(seed)).layers[1].moe.w_down_EFD
+        return np.asarray(weight.get_value().a)
+
+    a = np.asarray(given["layers.1.moe.w_down_EFD.a"])
+    many = np.stack([dropped(seed) for seed in range(200)])
+    kept = many != 0
+    assert (kept == kept[:, :, :1]).all()
+    assert kept.mean() == pytest.approx(0.75, abs=0.01)
+    np.testing.assert_allclose(many[kept], np.broadcast_to(a / 0.75, many.shape)[kept], rtol=1e-6)
+    assert (kept[0] != kept[1]).any()
+    assert (kept[0][0] != kept[0][1]).any()  # one expert's are not the other's
 
 
 def test_packed_experts_stay_packed():

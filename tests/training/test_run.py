@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
@@ -16,7 +18,7 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.training import loop, settings
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.run_directory import RunDirectory
-from gptoss_jax.training.step import Trainer
+from gptoss_jax.training.step import State, Trainer
 
 CONFIG = """
 from gptoss_jax.training.settings import defaults
@@ -233,3 +235,44 @@ def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
     directory.begin(2)
     directory.close()
     assert [record["loss"] for record in read(tmp_path)] == [1.0, 2.0]
+
+
+@pytest.fixture
+def file_limit():
+    """Sets the most bytes a file of this process may have: a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, file_limit):
+    rng = np.random.default_rng(0)
+
+    def state(step):
+        values = jnp.asarray(rng.normal(size=100_000), jnp.float32)
+        return State({"w": values}, {"m": values}, jnp.asarray(step, jnp.int32))
+
+    first = state(1)
+    with pytest.raises(UserError) as caught, Checkpoints(tmp_path / "kept", keep=2) as kept:
+        kept.save(1, first, [{"next": 3}])
+        kept.save(2, state(2), [{}])  # waits until the first is written
+        file_limit(50_000)
+        kept.save(3, state(3), [{}])
+    shown = str(caught.value)
+    assert shown.startswith(f"{tmp_path / 'kept'}: a checkpoint could not be written, that of step")
+    assert "File too large" in shown
+    assert "\n" not in shown
+    file_limit(resource.RLIM_INFINITY)
+    with Checkpoints(tmp_path / "kept", keep=2) as kept:
+        assert kept.latest in (1, 2)
+        loaded, data = kept.load(first)
+    if int(loaded.step) == 1:
+        assert data == [{"next": 3}]
+        np.testing.assert_array_equal(loaded.params["w"], first.params["w"])
+
+
+def test_a_work_directory_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, line = run(lambda step: 2, "--workdir", str(tmp_path / "file" / "run"))
+    assert code == 1
+    assert line.startswith("error: [Errno 20] Not a directory: ")
