@@ -89,7 +89,8 @@ def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
     spec = P(None, *sharding.batch_spec(sharding.split_of(sizes, dict(mesh.shape))))
     integers = jax.ShapeDtypeStruct(shape, jnp.int32)
     weights = jax.ShapeDtypeStruct(shape, jnp.float32)
-    batch = Batch(integers, integers, weights, integers, integers)
+    reference = weights if settings.data.kind == "pairs" else None
+    batch = Batch(integers, integers, weights, integers, integers, reference)
     step = functools.partial(trainer.train_step, qat=settings.qat_start >= 0)
     function = jax.jit(step, donate_argnums=0)
     return _compiled(function, mesh, trainer.abstract_state(), base, _placed(batch, spec, mesh))

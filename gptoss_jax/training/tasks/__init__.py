@@ -59,6 +59,7 @@ _PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
     "members": json_answers.members,
 }
 _ALL = SKILLS | LESSONS | _PRACTICE
+_NOT_HELD_OUT = "repeat"  # all of it is the training's
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
     "addition": 0.12,
@@ -127,8 +128,10 @@ def conversation(
     weights = mixture or _default(index, split)
     for skill in weights:
         _check(skill, split)
+    if split != "train":
+        weights = {skill: weight for skill, weight in weights.items() if skill != _NOT_HELD_OUT}
     totals = list(itertools.accumulate(weights.values()))
-    if totals[-1] <= 0:
+    if not totals or totals[-1] <= 0:
         raise UserError("the mixture has no weight above 0")
     rng = Random(f"{seed} {split} mixture {index}")
     place = bisect.bisect(totals, rng.random() * totals[-1])

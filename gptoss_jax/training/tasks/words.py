@@ -1,5 +1,7 @@
 """Reversing, sorting, doubling and counting a word's letters. The analysis numbers the letters."""
 
+import collections
+import string
 from collections.abc import Sequence
 from random import Random
 
@@ -80,11 +82,10 @@ def double(rng: Random, effort: Effort) -> Problem:
 
 
 def sort(rng: Random, effort: Effort) -> Problem:
-    """A word's letters in alphabetical order."""
+    """A word's letters in alphabetical order, by a walk through the alphabet."""
     letters = _letters(word(rng))
-    order = sorted(letters, key=lambda numbered: numbered[1])
-    text = "".join(letter for _, letter in order)
-    low = f"Spell:{_listed(letters)}\nOrder:{_listed(order)}"
+    text = "".join(sorted(letter for _, letter in letters))
+    low = f"Spell:{_numbered_alike(letters)}\nOrder:{_walk(text)}"
     analysis = _worked(effort, low, text, _listed(_letters(text)))
     return _problem(rng, "sort", letters, _SORT, analysis, text, effort)
 
@@ -134,6 +135,26 @@ def _letters(spelled: str) -> list[tuple[int, str]]:
 
 def _listed(letters: Sequence[tuple[int, str]]) -> str:
     return "".join(f" {n}:{letter}" for n, letter in letters)
+
+
+def _numbered_alike(letters: Sequence[tuple[int, str]]) -> str:
+    """Each letter with how often it has come until there: "o1v1a1o2"."""
+    seen: collections.Counter[str] = collections.Counter()
+    out = []
+    for _, letter in letters:
+        seen[letter] += 1
+        out.append(f"{letter}{seen[letter]}")
+    return "".join(out)
+
+
+def _walk(ordered: str) -> str:
+    """The alphabet, and at each letter that is there all until then: "a:aa,bcd:aad,e…"."""
+    out, until = [], ""
+    for letter in string.ascii_lowercase:
+        here = letter * ordered.count(letter)
+        until += here
+        out.append(f"{letter}:{until}," if here else letter)
+    return "".join(out)
 
 
 def _running_count(letters: Sequence[tuple[int, str]], wanted: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+import string
 
 import pytest
 
@@ -138,7 +139,8 @@ def test_analyses_of_words_lead_to_the_answer():
             spelled, analysis = problem.key.removeprefix("word "), problem.reference[0]["reasoning"]
             lines = analysis.split("\n")
             if lines[0].startswith("Spell:"):
-                assert "".join(re.findall(r" \d+:([a-z])", lines[0])) == spelled
+                form = r"([a-z])\d" if skill == "sort" else r" \d+:([a-z])"
+                assert "".join(re.findall(form, lines[0])) == spelled
             if skill == "reverse":
                 expected = spelled[::-1]
             elif skill == "sort":
@@ -151,8 +153,20 @@ def test_analyses_of_words_lead_to_the_answer():
             else:
                 expected = str(len(spelled))
             assert problem.answer == expected
-            if skill != "count":
+            if skill == "reverse":
                 assert "".join(re.findall(r" \d+:([a-z])", lines[1])) == expected
+            if skill == "sort":
+                check_walk(spelled, *(line.partition(":")[2] for line in lines[:2]))
+
+
+def check_walk(spelled, numbered, walk):
+    """Letters are numbered by how often they came; the walk ends with all of them in order."""
+    assert numbered == "".join(f"{x}{spelled[: n + 1].count(x)}" for n, x in enumerate(spelled))
+    passed = re.sub(r":[a-z]+,", "", walk)
+    assert passed == string.ascii_lowercase
+    for letter, until in re.findall(r"([a-z]):([a-z]+),", walk):
+        assert until == "".join(sorted(x for x in spelled if x <= letter))
+    assert until == "".join(sorted(spelled))
 
 
 @pytest.mark.parametrize("skill", ["addition", "subtraction", "product", "reverse", "sort"])
@@ -246,6 +260,10 @@ def test_the_mixture_weighs_skills():
         tasks.problem("sort", 0, 0, "eval")
     with pytest.raises(UserError, match="no weight"):
         tasks.conversation(0, 0, "train", {"sort": 0.0})
+    with pytest.raises(UserError, match="no weight"):
+        tasks.conversation(0, 0, "validation", {"repeat": 1.0})
+    messages = tasks.conversation(0, 0, "validation", {"repeat": 1.0, "product": 1.0})
+    assert messages[-1].content.isdigit()
 
 
 def test_training_begins_with_practice_and_nothing_else_does():
