@@ -16,6 +16,7 @@ from gptoss_jax.model.chunk import Chunk
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.moe import MoE
 from gptoss_jax.model.norm import RMSNorm
+from gptoss_jax.model.remat import remat as rematted
 from gptoss_jax.model.rope import rotation
 
 
@@ -125,7 +126,7 @@ class GptOss(nnx.Module):
         index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
         first_key_BT = None if position_BT is None else index_BT - position_BT
         angles = rotation(self.config, index_BT if position_BT is None else position_BT)
-        run = jax.checkpoint(Layer.__call__) if remat else Layer.__call__
+        run = rematted(Layer.__call__) if remat else Layer.__call__
         x_BTD, routers = self._embed(tokens_BT), []
         for layer in self.layers:
             x_BTD, logits_RE = run(layer, x_BTD, angles, first_key_BT, real_BT)
