@@ -64,9 +64,9 @@ _NOT_HELD_OUT = "repeat"  # all of it is the training's
 DEFAULT_MIXTURE = {
     "addition": 0.12,
     "subtraction": 0.14,
-    "product": 0.09,
-    "reverse": 0.08,
-    "sort": 0.13,
+    "product": 0.10,
+    "reverse": 0.09,
+    "sort": 0.09,
     "count": 0.07,
     "json": 0.08,
     "members": 0.04,
@@ -74,7 +74,7 @@ DEFAULT_MIXTURE = {
     "recall_near": 0.05,
     "recall_middle": 0.02,
     "recall_far": 0.01,
-    "recall_several": 0.02,
+    "recall_several": 0.04,
     "refusal": 0.07,
     "about": 0.02,
 }
