@@ -162,6 +162,25 @@ def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp
         sources()
 
 
+def test_rows_over_a_mesh_have_the_same_score(pairs, tokenizer):
+    source = open_sources(pairs, tokenizer).train
+    known = [source[n].with_reference(-0.1 * n, -0.3 * n) for n in range(8)]
+    rows = rows_of([known[:4], known[4:]], 512)
+    found = []
+    for shape in (None, {"fsdp": 2}):
+        sizes = load_model(pairs.base, progress=False).config
+        mesh = shape and sharding.make_mesh(sizes, shape, jax.devices())
+        base = load_model(pairs.base, dtype=jnp.dtype("float32"), mesh=mesh, progress=False)
+        trainer = Trainer(pairs, sizes, mesh, base)
+        where = jax.tree.map(lambda x: x.sharding, trainer.abstract_state())
+        state = jax.jit(trainer.begin_from, out_shardings=where)(base)
+        placed = spread.placed(rows, sizes, mesh)
+        found.append(jax.device_get(jax.jit(trainer.eval_step)(state.params, base, placed)))
+    assert float(found[0]["weight_sum"]) == 8
+    for name in ("loss_sum", "correct_sum", "weight_sum", "margin_sum", "chosen_gain_sum"):
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5, err_msg=name)
+
+
 CONFIG = """
 from gptoss_jax.training.settings import defaults
 
