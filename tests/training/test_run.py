@@ -252,12 +252,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, file_limit):
         values = jnp.asarray(rng.normal(size=100_000), jnp.float32)
         return State({"w": values}, {"m": values}, jnp.asarray(step, jnp.int32))
 
-    first = state(1)
+    states = {step: state(step) for step in (1, 2, 3)}
     with pytest.raises(UserError) as caught, Checkpoints(tmp_path / "kept", keep=2) as kept:
-        kept.save(1, first, [{"next": 3}])
-        kept.save(2, state(2), [{}])  # waits until the first is written
+        kept.save(1, states[1], [{"next": 1}])
+        kept.save(2, states[2], [{"next": 2}])  # waits until the first is written
         file_limit(50_000)
-        kept.save(3, state(3), [{}])
+        kept.save(3, states[3], [{"next": 3}])
     shown = str(caught.value)
     assert shown.startswith(f"{tmp_path / 'kept'}: a checkpoint could not be written, that of step")
     assert "File too large" in shown
@@ -265,10 +265,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, file_limit):
     file_limit(resource.RLIM_INFINITY)
     with Checkpoints(tmp_path / "kept", keep=2) as kept:
         assert kept.latest in (1, 2)
-        loaded, data = kept.load(first)
-    if int(loaded.step) == 1:
-        assert data == [{"next": 3}]
-        np.testing.assert_array_equal(loaded.params["w"], first.params["w"])
+        loaded, data = kept.load(states[1])
+    whole = int(loaded.step)
+    assert data == [{"next": whole}]
+    np.testing.assert_array_equal(loaded.params["w"], states[whole].params["w"])
 
 
 def test_a_work_directory_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
