@@ -155,7 +155,6 @@ def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp
     calls = len(asked)
     assert sources().train[11].chosen.reference == one.chosen.reference
     assert len(asked) == calls
-    pairs.data.validation_paths = pairs.data.paths = ("more.jsonl",)
     (tmp_path / "more.jsonl").write_text(line(1))
     pairs.data.paths = pairs.data.validation_paths = (str(tmp_path / "more.jsonl"),)
     with pytest.raises(UserError, match="is of other train data"):
