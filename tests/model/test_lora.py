@@ -101,6 +101,25 @@ def test_gradients_are_those_of_a_dequantised_model(shape, rows):
             assert not np.asarray(ours[path])[:2].any()  # of experts without a row
 
 
+def test_computing_layers_again_changes_no_gradient():
+    """Frozen weights, which get no gradient, included."""
+    model, given = base("narrow"), values(base("narrow"))
+    tokens_BT = tokens(model, "few")
+
+    def gradient(remat):
+        def loss(given):
+            adapted = lora.attach(model, ADAPTER, given)
+            return adapted.unembed(adapted.hidden(tokens_BT, remat=remat)[0]).std()
+
+        return jax.jit(jax.grad(loss))(given)
+
+    kept, again = gradient(False), gradient(True)
+    for path, expected in kept.items():
+        largest = float(jnp.abs(expected).max())
+        assert largest > 0, path
+        assert float(jnp.abs(again[path] - expected).max()) <= 1e-5 * largest, path
+
+
 def test_a_new_adapter_changes_nothing():
     model = base("narrow")
     begun = lora.begin(model, ADAPTER, seed=0)
