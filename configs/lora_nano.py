@@ -1,7 +1,12 @@
 """nano learns a skill it lacks: to write a word with every letter twice.
 
-Data: generated, "double" and beside it nano's own skills, so that they stay. The adapter, on every
+Data: generated, "double" and beside it nano's own skills. The adapter, on every
 kind of weight, is written in PEFT's layout to WORKDIR/export.
+
+Measured on two CPU cores (November 2026): three minutes, "double" from 0 to 77 % of 100 problems.
+Old skills suffer: reversing falls from 97.5 to 72 %, counting from 98.5 to 62 %, JSON from 98 to
+87 %, several keys from 91.5 to 71 %; sorting is lost, as its problems have another form than the
+weights in the package were taught.
 
     python -m gptoss_jax.train --config configs/lora_nano.py --workdir runs/double
     python -m gptoss_jax.generate --adapter runs/double/export "Double the letters of planet"
