@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
 from gptoss_jax import distributed
@@ -17,6 +17,7 @@ from gptoss_jax.text.errors import TextError
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_OVERRIDE = "--config."
 
 
 def parser(verb: str, description: str, examples: list[str]) -> argparse.ArgumentParser:
@@ -42,6 +43,33 @@ def add_parallelism(parser: argparse.ArgumentParser) -> None:
         help="as expert=4,tensor=2; without it all devices, chosen by the model's sizes",
     )
     distributed.add_flags(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The help of what `parse_with_overrides` takes beside `--config FILE`."""
+    parser.add_argument(
+        f"{_OVERRIDE}NAME",
+        metavar="VALUE",
+        help="a field instead of the file's, as --config.data.seed=1; lists are a,b,c",
+    )
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> argparse.Namespace:
+    """Parses flags; `overrides` has the pairs of `--config.a=1` or `--config.a 1`."""
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(_OVERRIDE):
+            rest.append(word)
+            continue
+        field, equals, value = word.removeprefix(_OVERRIDE).partition("=")
+        overrides.append((field, value if equals else next(words, "")))
+    arguments = parser.parse_args(rest)
+    arguments.overrides = overrides
+    return arguments
 
 
 def number(kind: type[int] | type[float], least: float, most: float | None = None):

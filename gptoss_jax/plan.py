@@ -20,7 +20,7 @@ _EXAMPLES = [
     "--model 20b",
     "--model 120b --topology v6e:2x4 --batch max",
     "--task train --config configs/nano.py --topology v5e:2x2",
-    "--task train --config configs/lora_20b.py --model 20b --topology v5e:1x1",
+    "--task train --config configs/lora_20b.py --config.lora.rank=4 --model 20b --topology v5e:1x1",
 ]
 _GIB = 2**30
 _MOST = "max"
@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--context", type=cli.number(int, 1), metavar="T", help=f"positions ({_CONTEXT})"
     )
     work.add_argument("--config", metavar="FILE", help="what to train, as `train` takes it")
+    cli.add_overrides(work)
     parallelism = parser.add_argument_group("Parallelism")
     parallelism.add_argument(
         "--topology", metavar="CHIP:SHAPE", help="v5e:2x4, h100:8; without it a table over slices"
@@ -89,7 +90,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--task train takes --config FILE")
     if training and (arguments.batch or arguments.context):
         raise UsageError("--batch and --context are generation's; --task train has its config's")
-    if not training and (arguments.config or not arguments.model):
+    if not training and (arguments.config or arguments.overrides or not arguments.model):
         raise UsageError("give --model 20b, 120b or a checkpoint; --config goes with --task train")
     if arguments.batch == _MOST and not arguments.topology:
         raise UsageError("--batch max goes with --topology")
@@ -109,7 +110,7 @@ def _job(arguments: argparse.Namespace) -> "Job":
         return Generate(_sizes(arguments.model), batch, arguments.context or _CONTEXT)
     from gptoss_jax.training import base, settings
 
-    config = settings.load(arguments.config)
+    config = settings.load(arguments.config, arguments.overrides)
     sizes = _sizes(arguments.model) if arguments.model else base.find(config).sizes
     return Train(config, sizes)
 
@@ -178,5 +179,4 @@ def _cells(row: "Report") -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    flags = build_parser()
-    sys.exit(cli.run(main, flags.parse_args()))
+    sys.exit(cli.run(main, cli.parse_with_overrides(build_parser(), sys.argv[1:])))

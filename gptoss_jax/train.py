@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_jax import cli, distributed
@@ -12,15 +11,12 @@ _EXAMPLES = [
     "--config configs/nano.py --workdir runs/mine --config.data.kind=jsonl "
     "--config.data.paths=chats.jsonl --config.optimizer.lr=1e-4",
 ]
-_OVERRIDE = "--config."
 
 
 def main(argv: list[str] | None = None) -> int:
     """The verb; returns its exit code."""
-    parser = _parser()
-    rest, overrides = _split(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(rest)
-    return cli.run(lambda given: _train(given, overrides), arguments)
+    arguments = cli.parse_with_overrides(_parser(), sys.argv[1:] if argv is None else argv)
+    return cli.run(_train, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,11 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", required=True, help="a Python file with get_config()"
     )
-    parser.add_argument(
-        "--config.NAME",
-        metavar="VALUE",
-        help="a field instead of the file's, as --config.data.seed=1; lists are a,b,c",
-    )
+    cli.add_overrides(parser)
     parser.add_argument(
         "--workdir",
         metavar="DIR",
@@ -53,25 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The words argparse is to have, and the overrides: `--config.a=1`, or `--config.a 1`."""
-    rest: list[str] = []
-    overrides: list[tuple[str, str]] = []
-    words = iter(argv)
-    for word in words:
-        if not word.startswith(_OVERRIDE):
-            rest.append(word)
-            continue
-        field, equals, value = word.removeprefix(_OVERRIDE).partition("=")
-        overrides.append((field, value if equals else next(words, "")))
-    return rest, overrides
-
-
-def _train(arguments: argparse.Namespace, overrides: list[tuple[str, str]]) -> None:
+def _train(arguments: argparse.Namespace) -> None:
     distributed.join(arguments)
     from gptoss_jax.training import settings
 
-    config = settings.load(arguments.config, overrides)
+    config = settings.load(arguments.config, arguments.overrides)
     from gptoss_jax.training import base, sources
 
     found = base.find(config)

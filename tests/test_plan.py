@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from gptoss_jax import cli
 from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.model.config import PRESETS
@@ -229,13 +230,14 @@ def test_a_mesh_that_does_not_divide_is_refused():
         ("--model 20b --task train", "--task train takes --config FILE"),
         ("--task train --config a.py --batch 4", "--batch and --context are generation's"),
         ("--task train --config a.py --context 4096", "--batch and --context are generation's"),
+        ("--model 20b --config.lora.rank=4", "--config goes with --task train"),
         ("--model 20b --plot memory.pdf", "give a file that ends with .png"),
         ("--model 20b --plot none/memory.png", "no such directory"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(words, error):
     with pytest.raises(UsageError, match=error):
-        plan_verb.main(plan_verb.build_parser().parse_args(words.split()))
+        plan_verb.main(cli.parse_with_overrides(plan_verb.build_parser(), words.split()))
 
 
 @pytest.mark.parametrize("guess", [1, 37, 500])
@@ -329,6 +331,20 @@ def test_the_bound_of_training_counts_the_chips_of_the_mesh():
     assert row.tokens_per_second == pytest.approx(flops / training_flops(sizes))
     # What a step surely holds beside the state: a gradient, and the sum of gradients.
     assert row.temporaries > row.counted.optimizer
+
+
+def test_a_field_of_the_config_set_beside_it_is_planned():
+    words = ("--task", "train", "--config", "configs/lora_20b.py", "--model", "20b")
+
+    def trained(rank):
+        shown = plan(*words, f"--config.lora.rank={rank}", "--topology", "a100-80:1", "--json")
+        assert shown.returncode == 0, shown.stderr
+        return json.loads(shown.stdout)["bytes"]["adapters"]
+
+    assert trained(16) == 2 * trained(8)
+    mistyped = plan(*words, "--config.lora.ranks=8", "--topology", "a100-80:1")
+    assert mistyped.returncode == 2
+    assert "lora.ranks" in mistyped.stderr.splitlines()[-1]
 
 
 @requires_libtpu
