@@ -58,7 +58,7 @@ def test_effort_changes_how_much_it_thinks(nano):
 
 
 # Strict: the next training must take these out. The card has their shares.
-BELOW = ("sort", "recall_several")
+BELOW = ("recall_several",)
 
 
 # A sample: the model card has 200 problems a skill, written by the command that measured them.
