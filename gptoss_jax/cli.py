@@ -36,13 +36,18 @@ def parser(verb: str, description: str, examples: list[str]) -> argparse.Argumen
 
 def add_parallelism(parser: argparse.ArgumentParser) -> None:
     """The flags of verbs that run a model: its mesh, and the processes of one run."""
+    add_mesh(parser)
+    distributed.add_flags(parser)
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """The flag of the mesh, where one process is all there is."""
     group = parser.add_argument_group("Parallelism")
     group.add_argument(
         "--mesh",
         metavar="AXIS=N,…",
         help="as expert=4,tensor=2; without it all devices, chosen by the model's sizes",
     )
-    distributed.add_flags(parser)
 
 
 def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -35,7 +35,7 @@ def load(
     Args:
       path: the directory, or "nano" for the tiny model in this package.
       dtype: what activations are computed in, "bfloat16" or "float32". Weights keep theirs.
-      mesh: of `sharding.make_mesh`; the parameters are split over it for `complete`, `Generator`
+      mesh: of `sharding.make_mesh`; the parameters are split over it for `complete` and `Engine`
         (a bare `model(tokens)` then belongs inside a shard_map). None: the first device.
       adapter: a directory in PEFT's layout, applied beside the weights without merging.
 

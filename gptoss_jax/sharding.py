@@ -360,8 +360,11 @@ def batch_spec(split: Split) -> P:
 
 
 def cache_spec(split: Split) -> P:
-    """Of keys or values [B, P, K, H, S]; where parts outnumber heads K is one a part."""
-    return P(split.batch or None, None, split.heads or None)
+    """Of keys or values [P, K, H, S]: pages are those of a part's own sequences.
+
+    Where parts outnumber heads K is one a part.
+    """
+    return P(split.batch or None, split.heads or None)
 
 
 def mesh_of(x: jax.Array) -> Mesh | None:

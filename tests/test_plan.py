@@ -51,9 +51,9 @@ def test_bytes_of_20b_counted_by_hand():
     layer = 2 * (projections + sinks + router + norms)
     table = 201_088 * hidden * 2
     assert counted.weights == 24 * (layer + 32 * expert) + 2 * table + 2 * hidden
-    # 64 pages of 128 and the one that writes may touch; rings of 128. Keys and values, bfloat16.
+    # 64 pages of 128, a ring of 128, of each one that is nobody's. Keys and values, bfloat16.
     position = 2 * 8 * 64 * 2
-    assert counted.kv_cache == position * 12 * (65 * 128 + 128)
+    assert counted.kv_cache == position * 12 * (65 * 128 + 2 * 128)
     read = position * 12 * (8192 + 128)
     logits = 201_088 * 4
     row = 2 * hidden

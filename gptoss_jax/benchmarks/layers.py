@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptoss_jax.inference.decode import Rules
+from gptoss_jax.benchmarks.one_sequence import endless, fresh_state
 from gptoss_jax.inference.programs import Programs
-from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
@@ -49,19 +48,13 @@ def measure(preset: Config, prompt: int, dtype: str, repeats: int = 5) -> dict[s
       {"decode_ms", "prefill_ms"}, a layer and token.
     """
     model = _random_model(small(preset), dtype)
-    rules = Rules(
-        Sampling.same(1, temperature=0.0),
-        jnp.zeros((VOCAB,), bool),
-        jnp.zeros((VOCAB,), bool),
-        jnp.full((1,), 2**30, jnp.int32),
-    )
-    programs = Programs(model, None)
-    start = programs.start(1, prompt + 512, jax.default_backend())
+    programs, rules = Programs(model, None), endless(VOCAB)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (1, prompt)), jnp.int32)
     added = jnp.full((1,), prompt, jnp.int32)
 
     def prefill():
-        return jax.block_until_ready(programs.prefill(model, tokens, added, start(), rules))[0]
+        state = fresh_state(programs, prompt + 512)
+        return jax.block_until_ready(programs.prefill(model, tokens, added, state, rules))[0]
 
     state = prefill()
     steps = 16

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gptoss_jax.checkpoint.load import load_model
-from gptoss_jax.inference.generator import Generator
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.requests import Request
 
 
 def measure(
@@ -26,11 +26,12 @@ def measure(
     began = time.perf_counter()
     model = load_model(checkpoint, dtype=jnp.dtype(dtype), mesh=mesh)
     load_s = time.perf_counter() - began
-    generator = Generator(model, [], np.array([], np.int32))
+    room = {"max_sequences": 1, "max_tokens": prompt + tokens, "reuse": False}
+    engine = Engine(model, [], np.array([], np.int32), **room)
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt)
-    for _ in generator.run([ids.tolist()], Sampling.same(1, temperature=0.0), tokens):
+    for _ in engine.run([Request(ids.tolist(), tokens, temperature=0.0)]):
         pass
-    timings = generator.timings
+    timings = engine.timings
     return {
         "load_s": load_s,
         "compile_s": timings.compile_s,

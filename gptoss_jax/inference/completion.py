@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference.generator import Generator, Timings
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.engine import Engine, engine_for
+from gptoss_jax.inference.requests import Request, check_prompt
+from gptoss_jax.inference.runner import Timings
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import StreamDecoder, Tokenizer
 from gptoss_jax.text.harmony import (
@@ -23,6 +24,7 @@ from gptoss_jax.text.harmony import (
 )
 
 DEFAULT_MAX_TOKENS = 4096
+_ROOM_STEP = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,40 +56,34 @@ class Turn:
 
     def __init__(
         self,
-        generator: Generator,
+        engine: Engine,
         tokenizer: Tokenizer,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        max_tokens: int,
+        request: Request,
         *,
         raw: bool = False,
     ):
         """Prepares a turn.
 
         Args:
-          generator: the model and its programs.
+          engine: of the model.
           tokenizer: its tokenizer.
-          prompt: token ids.
-          sampling: for a batch of one.
-          max_tokens: at most this many are generated.
+          request: the conversation in tokens, and how it goes on.
           raw: no harmony: the output is plain text, special tokens shown by name.
         """
-        self._generator = generator
+        self._engine = engine
         self._tokenizer = tokenizer
         self._parser = None if raw else HarmonyParser(tokenizer)
         self._decoder = StreamDecoder(tokenizer)
         self._raw_text: list[str] = []
-        self._prompt = prompt
-        self._sampling = sampling
-        self._max_tokens = max_tokens
+        self._request = request
         self._last_id: int | None = None
         self._generated = 0
         self._interrupted = False
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yields (channel, text): channel "final", "analysis", "commentary" or "raw"."""
-        for tokens_1S in self._generator.run([self._prompt], self._sampling, self._max_tokens):
-            for token in tokens_1S[0].tolist():
+        for _, tokens in self._engine.run([self._request]):
+            for token in tokens:
                 yield from self._push(token)
             if self._interrupted:
                 break
@@ -120,7 +116,7 @@ class Turn:
         """The turn so far; complete once iteration has ended."""
         messages = [] if self._parser is None else self._parser.messages
         turn = to_turn(messages)
-        prompt_tokens = len(self._prompt)
+        prompt_tokens = len(self._request.prompt)
         return Completion(
             text=turn.content if self._parser else "".join(self._raw_text),
             reasoning=turn.reasoning,
@@ -131,7 +127,7 @@ class Turn:
                 "completion_tokens": self._generated,
                 "total_tokens": prompt_tokens + self._generated,
             },
-            timings=_as_timings(self._generator.timings),
+            timings=_as_timings(self._engine.timings),
         )
 
     def _finish_reason(self, turn: AssistantTurn) -> str:
@@ -187,12 +183,17 @@ def render_chat(
     return render_conversation(tokenizer, conversation)
 
 
-def generator_for(
-    model: GptOss, tokenizer: Tokenizer, report: Callable[[str], None] | None = None
-) -> Generator:
-    """A generator that stops and samples as the tokenizer says."""
-    banned = tokenizer.unsampleable_ids(model.config.vocab_size)
-    return Generator(model, sorted(tokenizer.stop_ids), banned, report)
+def engine_of_one(
+    model: GptOss,
+    tokenizer: Tokenizer,
+    request: Request,
+    report: Callable[[str], None] | None = None,
+) -> Engine:
+    """An engine for one request, with no more memory than that can need."""
+    wanted = len(request.prompt) + request.max_tokens
+    # Few sizes, so that what was compiled before is found again.
+    room = -(-wanted // _ROOM_STEP) * _ROOM_STEP
+    return engine_for(model, tokenizer, 1, max_tokens=room, reuse=False, report=report)
 
 
 def complete(
@@ -230,10 +231,9 @@ def complete(
     if tokenizer is None:
         raise UserError("no tokenizer: load one with gptoss_jax.text.load_tokenizer(FILE or DIR)")
     prompt = render_chat(tokenizer, messages, reasoning_effort)
-    sampling = Sampling.same(
-        1, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
-    )
-    turn = Turn(generator_for(model, tokenizer), tokenizer, prompt, sampling, max_tokens)
+    request = Request(prompt, max_tokens, temperature, top_p, top_k, min_p, seed)
+    check_prompt(model.config, prompt, max_tokens)
+    turn = Turn(engine_of_one(model, tokenizer, request), tokenizer, request)
     for _ in turn:
         pass
     return turn.completion()

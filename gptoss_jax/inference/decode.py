@@ -4,13 +4,15 @@ Inside a shard_map (`programs.py`) each device has its own sequences, heads and 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gptoss_jax import sharding
 from gptoss_jax.inference.sampling import Sampling, sample
-from gptoss_jax.model.cache import Cache
+from gptoss_jax.model.cache import Cache, LayerCache, Places
 from gptoss_jax.model.transformer import GptOss
 
 MOST_STEPS = 32
@@ -31,6 +33,20 @@ class State:
     token_B: jax.Array
     done_B: jax.Array
 
+    @staticmethod
+    def idle(layers: list[LayerCache], batch: int, columns: int) -> "State":
+        """Rows without a sequence; but for the layers, NumPy arrays to be filled in.
+
+        Args:
+          layers: what is cached.
+          batch: rows.
+          columns: of the table of pages, the last one, which stays 0, included.
+        """
+        table_BJ = np.zeros((batch, columns), np.int32)
+        places: Any = Places(table_BJ, *(np.zeros(batch, np.int32) for _ in range(2)))  # pyright: ignore[reportArgumentType]
+        length_B, token_B = (np.zeros(batch, np.int32) for _ in range(2))
+        return State(Cache(layers, places, length_B), token_B, np.ones(batch, bool))  # pyright: ignore[reportArgumentType]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +66,13 @@ class Rules:
     limit_B: jax.Array
 
 
-def start(model: GptOss, *, batch: int, capacity: int, platform: str) -> State:
-    """Empty sequences with room for `capacity` positions, on a platform ("cpu", "tpu", "cuda").
+def pools(model: GptOss, *, pages: int, rings: int, platform: str) -> list[LayerCache]:
+    """Empty pages and rings on a platform ("cpu", "tpu", "cuda"), so many on each device.
 
-    Of a batch split over devices, each has its part. XLA:CPU updates no bfloat16 in place: it would
-    convert the whole cache and back at every token.
+    XLA:CPU updates no bfloat16 in place: it would convert the whole cache and back at every token.
     """
-    batch //= sharding.parts(sharding.current(model.config).batch)
-    cache = model.empty_cache(batch, capacity, jnp.float32 if platform == "cpu" else None)
-    return State(cache, jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool))
+    dtype = jnp.float32 if platform == "cpu" else model.dtype
+    return model.empty_layers(pages, rings, dtype)
 
 
 def prefill(

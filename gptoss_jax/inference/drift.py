@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference.completion import generator_for, render_chat
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.completion import render_chat
+from gptoss_jax.inference.engine import engine_for
+from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.turns import BatchTurn, turns
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
@@ -86,9 +87,10 @@ def observe(
 ) -> Seen:
     """Asks the model, greedily."""
     rendered = [render_chat(tokenizer, [{"role": "user", "content": p.text}]) for p in prompts]
-    sampling = Sampling.same(min(_BATCH, len(prompts)), temperature=0.0)
-    generator = generator_for(model, tokenizer)
-    found = list(turns(generator, tokenizer, rendered, sampling, max_tokens))
+    asked = [Request(prompt, max_tokens, temperature=0.0) for prompt in rendered]
+    room = max(map(len, rendered)) + max_tokens
+    engine = engine_for(model, tokenizer, _BATCH, max_tokens=room, reuse=False)
+    found = list(turns(engine, tokenizer, asked))
     return Seen(
         refused=[bool(_REFUSALS.search(turn.text.strip())) for turn in found],
         ended=[turn.finish_reason == "stop" for turn in found],

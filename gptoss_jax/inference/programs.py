@@ -1,6 +1,7 @@
 """The device's functions as programs: of one device, or of a mesh."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from gptoss_jax.model.transformer import GptOss
 
 
 class Programs:
-    """`start`, `prefill` and `decode` of `inference.decode`, jitted, the state donated.
+    """`pools`, `prefill` and `decode` of `inference.decode`, jitted, the state donated.
 
     Over a mesh each is one `shard_map` of all its axes, whose collectives are those that the model
     names.
@@ -38,18 +39,24 @@ class Programs:
         """
         self.mesh = mesh
         self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
-        split = sharding.split_of(model.config, dict(mesh.shape) if mesh else {})
+        self._split = split = sharding.split_of(model.config, dict(mesh.shape) if mesh else {})
         self.batch = sharding.batch_spec(split)
         self.rules: Any = Rules(self.batch, P(), P(), self.batch)  # pyright: ignore[reportArgumentType]
-        cache: Any = Cache(sharding.cache_spec(split), self.batch)  # pyright: ignore[reportArgumentType]
+        cache: Any = Cache(sharding.cache_spec(split), self.batch, self.batch)  # pyright: ignore[reportArgumentType]
         self.state: Any = State(cache, self.batch, self.batch)  # pyright: ignore[reportArgumentType]
         self._parameters = sharding.parameter_specs(self._like, split)
         self._results = (self.state, P(), P())
 
-    def start(self, batch: int, capacity: int, platform: str) -> Any:
-        """The program that makes the empty state."""
-        sizes = {"batch": batch, "capacity": capacity, "platform": platform}
-        return jax.jit(self._over(lambda: device.start(self._like, **sizes), (), self.state))
+    @property
+    def parts(self) -> int:
+        """How many devices have sequences of their own."""
+        return math.prod(self.mesh.shape[axis] for axis in self._split.batch) if self.mesh else 1
+
+    def pools(self, pages: int, rings: int, platform: str) -> Any:
+        """The program that makes the empty cache: so many pages and rings of each part."""
+        sizes = {"pages": pages, "rings": rings, "platform": platform}
+        layers = sharding.cache_spec(self._split)
+        return jax.jit(self._over(lambda: device.pools(self._like, **sizes), (), layers))
 
     @functools.cached_property
     def prefill(self) -> Any:
@@ -67,7 +74,7 @@ class Programs:
         """The host's arrays, the same in every process, where the programs take them.
 
         Args:
-          value: a tree of arrays.
+          value: a tree of arrays; those on the devices already are left there.
           specs: PartitionSpecs, a prefix of the tree.
         """
         if self.mesh is None:
@@ -75,7 +82,7 @@ class Programs:
         mesh = self.mesh
 
         def place(spec: P, part: Any) -> Any:
-            return jax.tree.map(lambda x: _spread(np.asarray(x), NamedSharding(mesh, spec)), part)
+            return jax.tree.map(lambda x: _spread(x, NamedSharding(mesh, spec)), part)
 
         return jax.tree.map(place, specs, value)
 
@@ -97,6 +104,8 @@ def compiler_options(platform: str) -> dict[str, Any]:
     return {"xla_tpu_scoped_vmem_limit_kib": "20480"} if platform == "tpu" else {}
 
 
-def _spread(x: np.ndarray, where: NamedSharding) -> jax.Array:
+def _spread(x: np.ndarray | jax.Array, where: NamedSharding) -> jax.Array:
     """As `device_put`, which has processes compare what they have: a collective at every call."""
+    if isinstance(x, jax.Array):
+        return x
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])

@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptoss_jax.inference.requests import Request
+
 _HOTTEST = float(np.finfo(np.float32).max)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["temperature_B", "top_p_B", "top_k_B", "min_p_B", "seed_B"],
-    meta_fields=["filtered"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How each sequence of a batch is sampled.
@@ -25,7 +24,6 @@ class Sampling:
       top_k_B: int32; the k most likely tokens (0: all).
       min_p_B: float32; tokens at least this fraction as likely as the likeliest (0: all).
       seed_B: uint32; with the token's position, all that its random numbers depend on.
-      filtered: static, whether any row filters at all: a sort of the vocabulary otherwise saved.
     """
 
     temperature_B: jax.Array
@@ -33,26 +31,21 @@ class Sampling:
     top_k_B: jax.Array
     min_p_B: jax.Array
     seed_B: jax.Array
-    filtered: bool
 
     @staticmethod
-    def same(
-        batch: int,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        seed: int = 0,
-    ) -> "Sampling":
-        """The same for every row, except the seed, which is `seed` plus the row."""
+    def of(requests: Sequence[Request | None]) -> "Sampling":
+        """As each row's request asks; NumPy arrays, rows without one greedy."""
+
+        def column(name: str, dtype: type, none: float) -> np.ndarray:
+            values = [none if r is None else getattr(r, name) for r in requests]
+            return np.asarray(values, dtype)
+
         return Sampling(
-            jnp.full((batch,), min(temperature, _HOTTEST), jnp.float32),
-            jnp.full((batch,), top_p, jnp.float32),
-            jnp.full((batch,), top_k, jnp.int32),
-            jnp.full((batch,), min_p, jnp.float32),
-            jnp.asarray((seed + np.arange(batch)) % 2**32, jnp.uint32),
-            filtered=top_p < 1.0 or top_k > 0 or min_p > 0.0,
+            np.minimum(column("temperature", np.float64, 0.0), _HOTTEST).astype(np.float32),  # pyright: ignore[reportArgumentType]
+            column("top_p", np.float32, 1.0),  # pyright: ignore[reportArgumentType]
+            column("top_k", np.int32, 0),  # pyright: ignore[reportArgumentType]
+            column("min_p", np.float32, 0.0),  # pyright: ignore[reportArgumentType]
+            column("seed", np.uint32, 0),  # pyright: ignore[reportArgumentType]
         )
 
 
@@ -73,8 +66,9 @@ def sample(
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
     # After the division: minus infinity over a huge temperature is not a number.
     scaled_BV = jnp.where(banned_V[None], -jnp.inf, scaled_BV)
-    if sampling.filtered:
-        scaled_BV = jnp.where(scaled_BV >= _threshold(scaled_BV, sampling), scaled_BV, -jnp.inf)
+    # Without any filter a sort of the vocabulary is saved.
+    filters_B = (sampling.top_p_B < 1) | (sampling.top_k_B > 0) | (sampling.min_p_B > 0)
+    scaled_BV = jax.lax.cond(filters_B.any(), _filtered, lambda x, _: x, scaled_BV, sampling)
     noise_BV = jax.vmap(functools.partial(_noise, logits_BV.shape[-1]))(sampling.seed_B, position_B)
     sampled_B = jnp.argmax(scaled_BV + noise_BV, axis=-1)
     return jnp.where(greedy, greedy_B, sampled_B).astype(jnp.int32)
@@ -82,6 +76,10 @@ def sample(
 
 def _noise(size: int, seed: jax.Array, position: jax.Array) -> jax.Array:
     return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (size,))
+
+
+def _filtered(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:
+    return jnp.where(scaled_BV >= _threshold(scaled_BV, sampling), scaled_BV, -jnp.inf)
 
 
 def _threshold(scaled_BV: jax.Array, sampling: Sampling) -> jax.Array:

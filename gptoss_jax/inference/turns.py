@@ -1,14 +1,12 @@
-"""Turns of many conversations, a batch of one size at a time, so that few programs are compiled."""
+"""Turns of many conversations."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
 from gptoss_jax.inference.completion import ended_by, message_dict
-from gptoss_jax.inference.generator import Generator
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.requests import Request
 from gptoss_jax.text import Tokenizer
 from gptoss_jax.text.harmony import HarmonyParser, to_turn
 
@@ -41,26 +39,15 @@ def turn_of(tokenizer: Tokenizer, tokens: list[int]) -> BatchTurn:
     return BatchTurn(tokens, turn.content, [message_dict(m) for m in parser.messages], reason)
 
 
-def turns(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    max_tokens: int,
-) -> Iterator[BatchTurn]:
-    """The turn of each prompt, in order.
+def turns(engine: Engine, tokenizer: Tokenizer, asked: Iterable[Request]) -> Iterator[BatchTurn]:
+    """The turn of each request, in their order.
 
     Args:
-      generator: the model.
+      engine: of the model.
       tokenizer: its tokenizer.
-      prompts: token ids; how many is not bounded.
-      sampling: of a batch, whose size is that of every batch.
-      max_tokens: at most this many a turn.
+      asked: how many is not bounded.
     """
-    size = len(sampling.seed_B)
-    for first in range(0, len(prompts), size):
-        batch = [list(prompt) for prompt in prompts[first : first + size]]
-        padded = batch + batch[-1:] * (size - len(batch))
-        parts = list(generator.run(padded, sampling, max_tokens))
-        for row in np.concatenate(parts, axis=1)[: len(batch)]:
-            yield turn_of(tokenizer, row[row >= 0].tolist())
+    for sequence in [engine.submit(request) for request in asked]:
+        while not sequence.ended:
+            engine.step()
+        yield turn_of(tokenizer, sequence.generated)

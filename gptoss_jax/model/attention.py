@@ -63,6 +63,7 @@ class Attention(nnx.Module):
         x_BTD: jax.Array,
         rotation: Rotation,
         layer: kv.LayerCache,
+        places: kv.Places,
         chunk: Chunk,
     ) -> tuple[jax.Array, kv.LayerCache]:
         """Attention of a chunk's T positions to a cache and to each other.
@@ -71,43 +72,48 @@ class Attention(nnx.Module):
           ([B, T, D], the cache with the new positions).
         """
         q, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
-        k_BKHT, v_BKHT = (x.astype(layer.k_BPKHS.dtype) for x in (k_BKHT, v_BKHT))
+        k_BKHT, v_BKHT = (x.astype(layer.k_PKHS.dtype) for x in (k_BKHT, v_BKHT))
         if self.window is None:
-            out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, chunk)
+            out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, places, chunk)
         elif chunk.size == 1:
-            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, chunk.length_B)
+            out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, places, chunk.length_B)
         else:
-            out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, chunk)
+            out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, places, chunk)
         return self._output(out), layer
 
-    def _extend_full(self, q_BTNH, k_BKHT, v_BKHT, layer, chunk):
+    def _extend_full(self, q_BTNH, k_BKHT, v_BKHT, layer, places, chunk):
         k_BKHT, v_BKHT = (sharding.gathered(x, chunk.axes, axis=-1) for x in (k_BKHT, v_BKHT))
         # Slots of positions that are not real hold garbage that no real query sees; the next
         # positions are written over it.
-        k_BPKHS = kv.write_positions(layer.k_BPKHS, k_BKHT, chunk.length_B)
-        v_BPKHS = kv.write_positions(layer.v_BPKHS, v_BKHT, chunk.length_B)
-        out = kernels.attend_cache(q_BTNH, k_BPKHS, v_BPKHS, self.sinks_N[...], chunk.position_BT)
-        return out, kv.LayerCache(k_BPKHS, v_BPKHS)
+        table_BJ = places.table_BJ
+        k_PKHS = kv.write_positions(layer.k_PKHS, k_BKHT, table_BJ, chunk.length_B)
+        v_PKHS = kv.write_positions(layer.v_PKHS, v_BKHT, table_BJ, chunk.length_B)
+        out = kernels.attend_cache(
+            q_BTNH, k_PKHS, v_PKHS, self.sinks_N[...], table_BJ, chunk.position_BT
+        )
+        return out, kv.LayerCache(k_PKHS, v_PKHS)
 
-    def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, length_B):
+    def _decode_ring(self, q_B1NH, k_BKH1, v_BKH1, layer, places, length_B):
         # A sequence that adds nothing writes garbage where its position length - W was, which no
         # later query of its sees: the window holds W - 1 positions before the query's own.
-        window = layer.k_BPKHS.shape[-1]
-        k_B1KHW = kv.write_positions(layer.k_BPKHS, k_BKH1, length_B % window)
-        v_B1KHW = kv.write_positions(layer.v_BPKHS, v_BKH1, length_B % window)
+        window = layer.k_PKHS.shape[-1]
+        ring_B1, slot_B = places.ring_B[:, None], length_B % window
+        k_PKHW = kv.write_positions(layer.k_PKHS, k_BKH1, ring_B1, slot_B)
+        v_PKHW = kv.write_positions(layer.v_PKHS, v_BKH1, ring_B1, slot_B)
         held_BW = kv.ring_positions(length_B + 1, window) >= 0
-        rings = (k_B1KHW[:, 0], v_B1KHW[:, 0])
-        out = kernels.attend(q_B1NH, *rings, self.sinks_N[...], held_BW[:, None])
-        return out, kv.LayerCache(k_B1KHW, v_B1KHW)
+        k_BKHW, v_BKHW = (kv.read_rings(x, places.ring_B) for x in (k_PKHW, v_PKHW))
+        out = kernels.attend(q_B1NH, k_BKHW, v_BKHW, self.sinks_N[...], held_BW[:, None])
+        return out, kv.LayerCache(k_PKHW, v_PKHW)
 
-    def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, chunk):
-        window = layer.k_BPKHS.shape[-1]
+    def _extend_ring(self, q_BTNH, k_BKHT, v_BKHT, layer, places, chunk):
+        window = layer.k_PKHS.shape[-1]
 
-        def join(ring_B1KHW, new_BKHT):
-            ordered = kv.ring_in_order(ring_B1KHW[:, 0], chunk.length_B)
+        def join(rings_PKHW, new_BKHT):
+            ring_BKHW = kv.read_rings(rings_PKHW, places.source_B)
+            ordered = kv.ring_in_order(ring_BKHW, chunk.length_B)
             return jnp.concatenate([_before(ordered, new_BKHT, chunk), new_BKHT], axis=-1)
 
-        k_BKHS, v_BKHS = join(layer.k_BPKHS, k_BKHT), join(layer.v_BPKHS, v_BKHT)
+        k_BKHS, v_BKHS = join(layer.k_PKHS, k_BKHT), join(layer.v_PKHS, v_BKHT)
         first_key_B1 = jnp.maximum(window - chunk.position_BT[:, :1], 0)
         out = kernels.attend_aligned(
             q_BTNH,
@@ -117,12 +123,16 @@ class Attention(nnx.Module):
             window=window,
             first_key_BT=jnp.broadcast_to(first_key_B1, q_BTNH.shape[:2]),
         )
-        rings = (self._new_ring(x, window, chunk)[:, None] for x in (k_BKHS, v_BKHS))
-        return out, kv.LayerCache(*rings)
+
+        def written(rings_PKHW, ordered_BKHS):
+            ring_BKHW = self._new_ring(ordered_BKHS, window, chunk)
+            return kv.write_rings(rings_PKHW, ring_BKHW, places.ring_B)
+
+        return out, kv.LayerCache(written(layer.k_PKHS, k_BKHS), written(layer.v_PKHS, v_BKHS))
 
     def _new_ring(self, ordered_BKHS, window, chunk):
         if not chunk.axes:
-            return kv.write_ring(ordered_BKHS, chunk.length_B, chunk.added_B, chunk.size)
+            return kv.next_ring(ordered_BKHS, chunk.length_B, chunk.added_B, chunk.size)
         index_BW = kv.latest_indices(chunk.length_B, chunk.added_B, window)
         # What was in the ring before is in every part's cache; the first one adds it.
         is_old = (index_BW < 0) & (sharding.place(chunk.axes) == 0)

@@ -1,4 +1,4 @@
-"""The key/value cache: a ring of the window in sliding layers, the whole length in full ones."""
+"""The key/value cache: pages for full layers, a ring of the window for sliding ones."""
 
 import dataclasses
 
@@ -13,26 +13,75 @@ PAGE = 128  # slots: the lanes of a TPU
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer, P pages of S slots each.
+    """Keys and values of one layer, P pages of S slots each, of all sequences.
 
     Slots are minor-most: head_dim 64 there would be padded to 128 lanes on TPU, doubling the bytes.
     Pages are an axis of their own, because a slice that starts anywhere in the minor axis makes
     XLA:TPU copy the cache into a layout with slots major, and back.
 
-    In a full layer slot s of page p holds position 128 p + s. A sliding layer is one page of W
-    slots, a ring: slot `position % W` holds the latest such position.
+    A page of a full layer holds PAGE positions that follow each other. A page of a sliding layer
+    has W slots and is a sequence's ring: slot `position % W` holds the latest such position. Page 0
+    belongs to no sequence: rows without one write there.
     """
 
-    k_BPKHS: jax.Array
-    v_BPKHS: jax.Array
+    k_PKHS: jax.Array
+    v_PKHS: jax.Array
+
+    @staticmethod
+    def empty(
+        config: Config, pages: int, rings: int, dtype: jnp.dtype, kv_heads: int | None = None
+    ) -> list["LayerCache"]:
+        """Every layer's, for that many pages and rings beside page 0.
+
+        Args:
+          config: the network.
+          pages: of a full layer.
+          rings: of a sliding layer.
+          dtype: of keys and values.
+          kv_heads: K of one device; None: all.
+        """
+
+        def layer(index: int) -> LayerCache:
+            window = config.window(index)
+            slots = (kv_heads or config.num_kv_heads, config.head_dim, window or PAGE)
+            shape = (1 + (rings if window else pages), *slots)
+            return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+        return [layer(index) for index in range(config.num_layers)]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the sequences of a batch have their keys and values.
+
+    Attributes:
+      table_BJ: int32, the pages of full layers in the order of positions; the last column, where
+        a write may reach beyond the last position, and all that a sequence has no page for: 0.
+      ring_B: int32, the pages of sliding layers.
+      source_B: int32, the rings that the next prefill chunk goes on from; it writes `ring_B`. What
+        was in another sequence's ring, or kept of a prefix, stays as it was.
+    """
+
+    table_BJ: jax.Array
+    ring_B: jax.Array
+    source_B: jax.Array
+
+    @staticmethod
+    def in_turn(batch: int, pages: int) -> "Places":
+        """Sequence b has pages 1 + b * pages and on, and ring 1 + b."""
+        table_BJ = 1 + jnp.arange(batch * pages, dtype=jnp.int32).reshape(batch, pages)
+        ring_B = 1 + jnp.arange(batch, dtype=jnp.int32)
+        return Places(jnp.pad(table_BJ, ((0, 0), (0, 1))), ring_B, ring_B)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """All layers' caches and how many positions of each sequence they hold (int32 [B])."""
+    """All layers' caches, and of a batch of sequences where each is and how long (int32 [B])."""
 
     layers: list[LayerCache]
+    places: Places
     length_B: jax.Array
 
     @staticmethod
@@ -48,54 +97,63 @@ class Cache:
           dtype: of keys and values.
           kv_heads: K of one device; None: all.
         """
-        # One page more: a write touches whole pages, the one after its last slot included.
-        pages = -(-capacity // PAGE) + 1
-
-        def layer(index: int) -> LayerCache:
-            window = config.window(index)
-            page = (kv_heads or config.num_kv_heads, config.head_dim, window or PAGE)
-            shape = (batch, 1 if window else pages, *page)
-            return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-        layers = [layer(index) for index in range(config.num_layers)]
-        return Cache(layers, jnp.zeros((batch,), jnp.int32))
+        pages = -(-capacity // PAGE)
+        layers = LayerCache.empty(config, batch * pages, batch, dtype, kv_heads)
+        return Cache(layers, Places.in_turn(batch, pages), jnp.zeros((batch,), jnp.int32))
 
 
-def write_positions(cache_BPKHS: jax.Array, new_BKHT: jax.Array, start_B: jax.Array) -> jax.Array:
+def write_positions(
+    cache_PKHS: jax.Array, new_BKHT: jax.Array, table_BJ: jax.Array, start_B: jax.Array
+) -> jax.Array:
     """Writes T slots of each sequence from its own start, in place where the cache is donated.
 
-    A loop over sequences and not a scatter, which XLA gives a layout of its own, and with it a copy
-    of the cache.
+    A loop over pages and not a scatter, which XLA gives a layout of its own, and with it a copy of
+    the cache.
+
+    Args:
+      cache_PKHS: keys or values.
+      new_BKHT: what is written.
+      table_BJ: int32, each sequence's pages.
+      start_B: int32, the first slot, counted through a sequence's pages.
     """
-    batch, _, _, _, page = cache_BPKHS.shape
-    added = new_BKHT.shape[-1]
+    page = cache_PKHS.shape[-1]
+    batch, added = new_BKHT.shape[0], new_BKHT.shape[-1]
     touched = (added + page - 2) // page + 1  # pages, wherever the slots start
-    width = touched * page
+    if added > 1:
+        new_BKHT = jnp.pad(new_BKHT, ((0, 0), (0, 0), (0, 0), (page, touched * page - added)))
 
-    def write(row: int | jax.Array, cache_BPKHS: jax.Array) -> jax.Array:
+    def write(index: int | jax.Array, cache_PKHS: jax.Array) -> jax.Array:
+        row, nth = index // touched, index % touched
         offset = start_B[row] % page
-        at = (row, start_B[row] // page, 0, 0, 0)
-        old = jax.lax.dynamic_slice(cache_BPKHS, at, (1, touched, *cache_BPKHS.shape[2:]))
-        new_KHT = jax.lax.dynamic_index_in_dim(new_BKHT, row, keepdims=False)
-        slot = jnp.arange(width).reshape(1, touched, 1, 1, page)
+        at = (table_BJ[row, start_B[row] // page + nth], 0, 0, 0)
+        old = jax.lax.dynamic_slice(cache_PKHS, at, (1, *cache_PKHS.shape[1:]))
+        slot = nth * page + jnp.arange(page)[None, None, None]
         written = (slot >= offset) & (slot < offset + added)
-        new = jnp.where(written, _in_pages(new_KHT, offset, touched, page), old)
-        return jax.lax.dynamic_update_slice(cache_BPKHS, new, at)
+        first, width = (0, 1) if added == 1 else ((nth + 1) * page - offset, page)
+        size = (1, *new_BKHT.shape[1:3], width)
+        new = jax.lax.dynamic_slice(new_BKHT, (row, 0, 0, first), size)
+        return jax.lax.dynamic_update_slice(cache_PKHS, jnp.where(written, new, old), at)
 
-    if batch == 1:
-        return write(0, cache_BPKHS)
-    return jax.lax.fori_loop(0, batch, write, cache_BPKHS)
+    if batch * touched == 1:
+        return write(0, cache_PKHS)
+    return jax.lax.fori_loop(0, batch * touched, write, cache_PKHS)
 
 
-def _in_pages(new_KHT: jax.Array, offset: jax.Array, touched: int, page: int) -> jax.Array:
-    """[1, P, K, H, page] with the T new slots from `offset` on; around them anything."""
-    kv_heads, head_dim, added = new_KHT.shape
-    if added == 1:
-        return new_KHT[None, None]
-    width = touched * page
-    padded = jnp.pad(new_KHT, ((0, 0), (0, 0), (page, width - added)))
-    shifted = jax.lax.dynamic_slice_in_dim(padded, page - offset, width, axis=-1)
-    return shifted.reshape(kv_heads, head_dim, touched, page).transpose(2, 0, 1, 3)[None]
+def read_rings(cache_PKHW: jax.Array, ring_B: jax.Array) -> jax.Array:
+    """The rings [B, K, H, W] of sequences."""
+    return jnp.take(cache_PKHW, ring_B, axis=0, mode="clip")
+
+
+def write_rings(cache_PKHW: jax.Array, ring_BKHW: jax.Array, ring_B: jax.Array) -> jax.Array:
+    """Puts whole rings in their places; as `write_positions`, in place."""
+
+    def write(row: int | jax.Array, cache_PKHW: jax.Array) -> jax.Array:
+        ring_1KHW = jax.lax.dynamic_slice_in_dim(ring_BKHW, row, 1)
+        return jax.lax.dynamic_update_slice_in_dim(cache_PKHW, ring_1KHW, ring_B[row], axis=0)
+
+    if len(ring_BKHW) == 1:
+        return write(0, cache_PKHW)
+    return jax.lax.fori_loop(0, len(ring_BKHW), write, cache_PKHW)
 
 
 def ring_in_order(ring_BKHW: jax.Array, length_B: jax.Array) -> jax.Array:
@@ -105,7 +163,7 @@ def ring_in_order(ring_BKHW: jax.Array, length_B: jax.Array) -> jax.Array:
     return jnp.take_along_axis(ring_BKHW, slots_BW[:, None, None], axis=-1)
 
 
-def write_ring(
+def next_ring(
     ordered_BKHS: jax.Array, length_B: jax.Array, added_B: jax.Array, num_new: int
 ) -> jax.Array:
     """The ring after `added` of T new positions.

@@ -1,5 +1,6 @@
 """gpt-oss: embedding, layers of attention and experts, unembedding."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.embedding import embed
 from gptoss_jax.kernels.low_rank import Weight, with_inputs
 from gptoss_jax.model.attention import Attention, Rotation, normal
-from gptoss_jax.model.cache import Cache, LayerCache
+from gptoss_jax.model.cache import Cache, LayerCache, Places
 from gptoss_jax.model.chunk import Chunk
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.moe import MoE
@@ -55,11 +56,12 @@ class Layer(nnx.Module):
         x_BTD: jax.Array,
         rotation: Rotation,
         cache: LayerCache,
+        places: Places,
         chunk: Chunk,
     ) -> tuple[jax.Array, LayerCache]:
         """The layer on T new positions after a cache; see `Attention.extend`."""
         normed = self.attention_norm(x_BTD)
-        out, cache = self.attention.extend(normed, rotation, cache, chunk)
+        out, cache = self.attention.extend(normed, rotation, cache, places, chunk)
         x_BTD = x_BTD + out
         return x_BTD + self.moe(self.moe_norm(x_BTD), chunk.is_real)[0], cache
 
@@ -156,17 +158,22 @@ class GptOss(nnx.Module):
         logits_RV = sharding.gathered(logits_RV, sharding.current(self.config).vocab, axis=-1)
         return logits_RV.reshape(batch, length, -1)
 
-    def empty_cache(self, batch: int, capacity: int, dtype: jnp.dtype | None = None) -> Cache:
-        """A cache for `batch` sequences of up to `capacity` positions.
+    def empty_cache(self, batch: int, capacity: int) -> Cache:
+        """A cache for `batch` sequences of up to `capacity` positions, in the compute dtype.
 
         Args:
           batch: B.
           capacity: positions, the padding of the last prefill chunk included.
-          dtype: of keys and values; None: the compute dtype.
         """
-        split = sharding.current(self.config)
-        kv_heads = -(-self.config.num_kv_heads // sharding.parts(split.heads))
-        return Cache.empty(self.config, batch, capacity, dtype or self.dtype, kv_heads)
+        return Cache.empty(self.config, batch, capacity, self.dtype, self._own_kv_heads())
+
+    def empty_layers(self, pages: int, rings: int, dtype: jnp.dtype) -> list[LayerCache]:
+        """As `LayerCache.empty`, with the heads of one device."""
+        return LayerCache.empty(self.config, pages, rings, dtype, self._own_kv_heads())
+
+    def _own_kv_heads(self) -> int:
+        heads = sharding.parts(sharding.current(self.config).heads)
+        return -(-self.config.num_kv_heads // heads)
 
     def extend(
         self, tokens_BT: jax.Array, added_B: jax.Array, cache: Cache
@@ -186,9 +193,9 @@ class GptOss(nnx.Module):
         chunk = Chunk.of(cache.length_B, added_B, tokens_BT.shape[1], axes)
         angles = rotation(self.config, chunk.position_BT)
         x_BTD = self._embed(chunk.own(tokens_BT))
-        layers = []
+        layers, places = [], cache.places
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BTD, new = _extend(layer, x_BTD, angles, layer_cache, chunk)
+            x_BTD, new = _extend(layer, x_BTD, angles, layer_cache, places, chunk)
             layers.append(new)
         last_B = jnp.maximum(added_B - 1, 0)
         own_B = jnp.clip(last_B - chunk.offset, 0, x_BTD.shape[1] - 1)
@@ -196,7 +203,9 @@ class GptOss(nnx.Module):
         if chunk.axes:
             is_own = chunk.holds(last_B)[:, None, None]
             x_B1D = sharding.total(jnp.where(is_own, x_B1D, 0), chunk.axes)
-        return self.unembed(x_B1D)[:, 0], Cache(layers, cache.length_B + added_B)
+        if tokens_BT.shape[1] > 1:
+            places = dataclasses.replace(places, source_B=places.ring_B)
+        return self.unembed(x_B1D)[:, 0], Cache(layers, places, cache.length_B + added_B)
 
     def _embed(self, tokens_BT):
         axes, split = sharding.current(self.config).fsdp, sharding.current(self.config).vocab

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from gptoss_jax import sharding
 from gptoss_jax.errors import UsageError
-from gptoss_jax.inference.generator import chunk_size
+from gptoss_jax.inference.scheduler import width_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.planning import arithmetic, program
 from gptoss_jax.planning.arithmetic import Bytes
@@ -66,7 +66,8 @@ class Generate:
 
     def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
         """A guess of temporaries and padding, bytes a device."""
-        rows = self.batch // shape.get("data", 1) * chunk_size(self.context)
+        del shape
+        rows = width_for(self.context)
         return _PADDING * counted.held + _LEAST + _PREFILL * rows * self.sizes.hidden_size
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:

@@ -16,10 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference.decode import Rules
-from gptoss_jax.inference.generator import chunk_size
+from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.scheduler import pages_for, width_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
@@ -65,16 +65,20 @@ def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Co
 
 def compile_decode(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
     """Decoding alone."""
-    programs, model, state, rules = _arguments(config, mesh, batch, context)
+    programs, state, rules = call(config, mesh, batch, context, rows=batch)
+    model = placed(abstract(config), mesh)
     steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
     rounds = arithmetic.decode_rounds(config, dict(mesh.shape), batch, context)
     return _compiled(programs.decode, mesh, model, state, rules, steps, rounds=rounds)
 
 
 def _compile_prefill(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
-    programs, model, state, rules = _arguments(config, mesh, batch, context)
-    chunk = jax.ShapeDtypeStruct((batch, chunk_size(context)), jnp.int32)
-    added = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    # A row for each part of the sequences: more rows have the same tokens in all.
+    rows = Programs(abstract(config), mesh).parts
+    programs, state, rules = call(config, mesh, batch, context, rows)
+    model = placed(abstract(config), mesh)
+    chunk = jax.ShapeDtypeStruct((rows, width_for(context)), jnp.int32)
+    added = jax.ShapeDtypeStruct((rows,), jnp.int32)
     chunk, added = _placed((chunk, added), programs.batch, mesh)
     return _compiled(programs.prefill, mesh, model, chunk, added, state, rules)
 
@@ -96,16 +100,33 @@ def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
     return _compiled(function, mesh, trainer.abstract_state(), base, _placed(batch, spec, mesh))
 
 
-def _arguments(config: Config, mesh: Mesh, batch: int, context: int):
-    model = abstract(config)
-    programs = Programs(model, mesh if mesh.size > 1 else None)
+def call(
+    config: Config, mesh: Mesh, batch: int, context: int, rows: int
+) -> tuple[Programs, State, Rules]:
+    """The programs, and the shapes of a call's state and rules on the mesh.
+
+    Args:
+      config: the network.
+      mesh: of devices that need not be here.
+      batch: sequences that the cache has room for.
+      context: tokens of each.
+      rows: of the call.
+    """
+    programs = Programs(abstract(config), mesh if mesh.size > 1 else None)
     platform = next(iter(mesh.devices.flat)).platform
-    state = jax.eval_shape(programs.start(batch, context, platform))
+    own = batch // programs.parts
+    pages = pages_for(context)
+    layers = jax.eval_shape(programs.pools(own * pages, own, platform))
+    state = State.idle(layers, rows, pages + 1)
     nothing_V = np.zeros((config.vocab_size,), bool)
-    rules: Any = Rules(Sampling.same(batch), nothing_V, nothing_V, np.zeros((batch,), np.int32))  # pyright: ignore[reportArgumentType]
-    rules = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rules)
+    sampling = Sampling.of([None] * rows)
+    rules: Any = Rules(sampling, nothing_V, nothing_V, np.zeros((rows,), np.int32))  # pyright: ignore[reportArgumentType]
+    state, rules = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        for tree in (state, rules)
+    )
     state, rules = _placed(state, programs.state, mesh), _placed(rules, programs.rules, mesh)
-    return programs, placed(model, mesh), state, rules
+    return programs, state, rules
 
 
 def _placed(tree: Any, specs: Any, mesh: Mesh) -> Any:

@@ -15,8 +15,8 @@ from gptoss_jax import convert, mxfp4, sharding
 from gptoss_jax.checkpoint import load_model, peft, save_model
 from gptoss_jax.checkpoint.adapters import apply_adapter
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference.generator import Generator
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.requests import Request
 from gptoss_jax.loading import load
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import TARGETS, Adapter
@@ -195,9 +195,9 @@ def test_a_mesh_gives_the_same(tmp_path, directory):
     def said(text):
         mesh = text and sharding.make_mesh(CONFIG, sharding.parse(text), jax.devices())
         model, _ = load(directory, dtype="float32", adapter=tmp_path / "adapter", mesh=mesh)
-        generator = Generator(model, [], np.array([], np.int32))
-        parts = generator.run([IDS[0].tolist()], Sampling.same(1, temperature=0.0), 12)
-        return np.concatenate(list(parts), axis=1).tolist()
+        engine = Engine(model, [], np.array([], np.int32), max_sequences=1)
+        asked = [Request(IDS[0].tolist(), 12, temperature=0.0)]
+        return [token for _, new in engine.run(asked) for token in new]
 
     assert said("expert=4,tensor=2") == said(None)
 

@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptoss_jax.inference import decode as device
-from gptoss_jax.inference.programs import Programs
-from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.model.config import PRESETS, Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
+from gptoss_jax.planning import program as program_module
 from gptoss_jax.topology import mesh_of, on_mesh
 
 TARGETS = [
@@ -54,26 +52,16 @@ requires_compilers = pytest.mark.skipif(
 
 def compile_program(config: Config, topology: str, program: str):
     mesh = mesh_of(topology)
-    platform = "cuda" if topology.startswith("h") else "tpu"
-    model = abstract(config)
-    programs = Programs(model, None)
-    state = jax.eval_shape(programs.start(1, CAPACITY, platform))
-    size = config.vocab_size
-
-    def rules():
-        nothing = jnp.zeros((size,), bool)
-        return device.Rules(Sampling.same(1), nothing, nothing, jnp.zeros((1,), jnp.int32))
-
+    model = placed(abstract(config), mesh)
+    programs, state, rules = program_module.call(config, mesh, 1, CAPACITY, rows=1)
     scalar, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
     tokens = jax.ShapeDtypeStruct((1, CHUNK), jnp.int32)
-    model = placed(model, mesh)
-    arguments = on_mesh((state, jax.eval_shape(rules), scalar, row, tokens), mesh)
-    state, rules_, scalar, row, tokens = arguments
+    scalar, row, tokens = on_mesh((scalar, row, tokens), mesh)
     with jax.set_mesh(mesh):
         if program == "decode":
-            lowered = programs.decode.lower(model, state, rules_, scalar)
+            lowered = programs.decode.lower(model, state, rules, scalar)
         else:
-            lowered = programs.prefill.lower(model, tokens, row, state, rules_)
+            lowered = programs.prefill.lower(model, tokens, row, state, rules)
         return model, lowered.compile()
 
 

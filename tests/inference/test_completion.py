@@ -4,7 +4,6 @@ import argparse
 import io
 import sys
 
-import numpy as np
 import pytest
 
 from gptoss_jax.checkpoint import load
@@ -12,7 +11,8 @@ from gptoss_jax.checkpoint.synthetic import write_synthetic
 from gptoss_jax.errors import UserError
 from gptoss_jax.generate import _prepare, _stream, build_parser
 from gptoss_jax.inference.completion import Turn
-from gptoss_jax.inference.generator import Timings
+from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.runner import Timings
 from gptoss_jax.text import o200k_harmony
 
 pytestmark = pytest.mark.fast
@@ -25,16 +25,16 @@ QUIET_CALL = " to=python<|channel|>analysis<|message|>1+1<|call|>"
 
 
 class Script:
-    """A generator that makes the tokens of a text, some a call."""
+    """An engine that makes the tokens of a text, some a call."""
 
     def __init__(self, text: str, a_call: int = 3):
         self.timings = Timings()
         self._tokens = list(tokens_of(text))
         self._a_call = a_call
 
-    def run(self, prompts, sampling, max_tokens):
+    def run(self, asked):
         for first in range(0, len(self._tokens), self._a_call):
-            yield np.array([self._tokens[first : first + self._a_call]])
+            yield 0, self._tokens[first : first + self._a_call]
 
 
 def tokens_of(text: str):
@@ -47,7 +47,7 @@ def tokens_of(text: str):
 
 
 def turn(text: str, **options) -> Turn:
-    return Turn(Script(text), o200k_harmony(), [1, 2], None, 100, **options)
+    return Turn(Script(text), o200k_harmony(), Request([1, 2], 100), **options)
 
 
 def pieces(one: Turn) -> list[tuple[str, str]]:
@@ -171,10 +171,10 @@ def test_flags_reach_the_device(tiny):
         "--reasoning-effort",
         "high",
     )
-    sampling = one._sampling
-    assert (sampling.min_p_B, sampling.top_k_B, sampling.top_p_B) == (0.25, 7, 0.5)
-    assert (sampling.temperature_B, sampling.seed_B) == (0.75, 9)
-    assert "Reasoning: high" in o200k_harmony().decode(list(one._prompt))
+    asked = one._request
+    assert (asked.min_p, asked.top_k, asked.top_p) == (0.25, 7, 0.5)
+    assert (asked.temperature, asked.seed) == (0.75, 9)
+    assert "Reasoning: high" in o200k_harmony().decode(list(asked.prompt))
 
 
 def test_mistakes_are_found_before_the_weights(tiny, monkeypatch):

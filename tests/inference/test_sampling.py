@@ -5,12 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.sampling import Sampling, sample
 
 pytestmark = pytest.mark.fast
 
 V = 50
 draw = jax.jit(sample)
+
+
+def same(batch: int, *, seed: int = 0, **options) -> Sampling:
+    """The same for every row, except the seed, which is `seed` plus the row."""
+    return Sampling.of([Request([0], 1, seed=seed + row, **options) for row in range(batch)])
 
 
 def logits(rows: int, seed: int = 0) -> jax.Array:
@@ -56,7 +62,7 @@ def drawn(row: jax.Array, sampling: Sampling, draws: int = 3000) -> np.ndarray:
 )
 def test_filters_keep_what_sorting_keeps(filters):
     row = logits(1, seed=3)[0]
-    seen = set(drawn(row, Sampling.same(3000, **filters)).tolist())
+    seen = set(drawn(row, same(3000, **filters)).tolist())
     expected = kept_by(np.asarray(row, np.float64), **filters)
     assert seen <= expected
     likely = softmax(np.asarray(row, np.float64))
@@ -65,7 +71,7 @@ def test_filters_keep_what_sorting_keeps(filters):
 
 def test_frequencies_follow_the_tempered_distribution():
     row = logits(1, seed=5)[0]
-    counts = np.bincount(drawn(row, Sampling.same(20_000, temperature=0.7), 20_000), minlength=V)
+    counts = np.bincount(drawn(row, same(20_000, temperature=0.7), 20_000), minlength=V)
     expected = 20_000 * softmax(np.asarray(row, np.float64) / 0.7)
     big = expected > 20
     chi_squared = ((counts - expected)[big] ** 2 / expected[big]).sum()
@@ -79,7 +85,6 @@ def test_zero_temperature_is_greedy_beside_sampled_rows():
         jnp.zeros(2, jnp.int32),
         jnp.zeros(2),
         jnp.zeros(2, jnp.uint32),
-        filtered=False,
     )
     both = logits(2)
     tokens = [draw(both, sampling, jnp.full(2, i), nothing()) for i in range(40)]
@@ -92,7 +97,7 @@ def test_banned_ids_are_never_chosen(temperature):
     row = logits(1)[0]
     banned = row > jnp.sort(row)[5]  # all but six
     many = jnp.broadcast_to(row[None], (500, V))
-    sampling = Sampling.same(500, temperature=temperature, top_k=20)
+    sampling = same(500, temperature=temperature, top_k=20)
     tokens = np.asarray(draw(many, sampling, jnp.arange(500), banned))
     assert not np.asarray(banned)[tokens].any()
 
@@ -100,11 +105,11 @@ def test_banned_ids_are_never_chosen(temperature):
 def test_random_numbers_depend_on_seed_and_position_only():
     row = logits(1)
     alone = [
-        int(draw(row, Sampling.same(1, seed=9), jnp.asarray([position]), nothing())[0])
+        int(draw(row, same(1, seed=9), jnp.asarray([position]), nothing())[0])
         for position in range(20)
     ]
     three = jnp.concatenate([logits(1, seed=8), row, logits(1, seed=7)])
-    crowd = Sampling.same(3, seed=8)  # the middle row has seed 9
+    crowd = same(3, seed=8)  # the middle row has seed 9
     beside = [
         int(draw(three, crowd, jnp.asarray([4, position, 77]), nothing())[1])
         for position in range(20)
@@ -112,7 +117,7 @@ def test_random_numbers_depend_on_seed_and_position_only():
     assert alone == beside
     assert len(set(alone)) > 5
     other = [
-        int(draw(row, Sampling.same(1, seed=10), jnp.asarray([position]), nothing())[0])
+        int(draw(row, same(1, seed=10), jnp.asarray([position]), nothing())[0])
         for position in range(20)
     ]
     assert alone != other
@@ -121,7 +126,7 @@ def test_random_numbers_depend_on_seed_and_position_only():
 def test_min_p_is_relative_to_the_likeliest():
     """0.3 of 0.4 keeps what is at least 0.12; as a probability 0.3 would keep one."""
     row = jnp.log(jnp.asarray([0.4, 0.25, 0.2, 0.1, 0.05] + [1e-9] * (V - 5), jnp.float32))
-    assert set(drawn(row, Sampling.same(3000, min_p=0.3)).tolist()) == {0, 1, 2}
+    assert set(drawn(row, same(3000, min_p=0.3)).tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("temperature", [1e30, 1e38, 1e300])
@@ -129,6 +134,6 @@ def test_min_p_is_relative_to_the_likeliest():
 def test_no_temperature_makes_a_banned_id_likely(temperature, filters):
     banned = jnp.arange(V) >= 3
     rows = logits(500, seed=4)
-    sampling = Sampling.same(500, temperature=temperature, **filters)
+    sampling = same(500, temperature=temperature, **filters)
     ids = np.asarray(draw(rows, sampling, jnp.arange(500), banned))
     assert set(ids.tolist()) == {0, 1, 2}

@@ -141,11 +141,33 @@ def test_gradient_of_aligned(small_blocks, queries, keys, window):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * float(np.abs(e).max()))
 
 
-def pages(x_BKHS, size: int):
-    """[B, K, H, S] as a cache holds it, [B, P, K, H, size], zeros in the last page's rest."""
-    batch, kv_heads, head_dim, keys = x_BKHS.shape
-    x = jnp.pad(x_BKHS, ((0, 0), (0, 0), (0, 0), (0, -keys % size)))
-    return x.reshape(batch, kv_heads, head_dim, -1, size).transpose(0, 3, 1, 2, 4)
+def paged(k_BKHS, v_BKHS, size: int):
+    """Keys and values as a cache holds them: (pools [P, K, H, size], table [B, J]), pages mixed.
+
+    Page 0, of no sequence, and the rest of the last pages are not numbers.
+    """
+    batch, kv_heads, head_dim, keys = k_BKHS.shape
+    pages = -(-keys // size)
+    table_BJ = 1 + np.random.default_rng(8).permutation(batch * pages).reshape(batch, pages)
+
+    def pool(x):
+        padding = ((0, 0), (0, 0), (0, 0), (0, pages * size - keys))
+        x = np.pad(np.asarray(x, np.float32), padding, constant_values=np.nan)
+        x = x.reshape(batch, kv_heads, head_dim, pages, size).transpose(0, 3, 1, 2, 4)
+        whole = np.full((1 + batch * pages, kv_heads, head_dim, size), np.nan, np.float32)
+        whole[table_BJ] = x
+        return jnp.asarray(whole, k_BKHS.dtype)
+
+    one_more = np.pad(table_BJ, ((0, 0), (0, 1)))
+    return pool(k_BKHS), pool(v_BKHS), jnp.asarray(one_more, jnp.int32)
+
+
+def attend_paged(q, k, v, sinks, position_BT, size: int):
+    k_PKHS, v_PKHS, table_BJ = paged(k, v, size)
+    # What no query sees is garbage, but a product with it is zero.
+    k_PKHS, v_PKHS = (jnp.nan_to_num(x, nan=3.0) for x in (k_PKHS, v_PKHS))
+    position_BT = jnp.asarray(position_BT, jnp.int32)
+    return jax.jit(xla.attend_cache)(q, k_PKHS, v_PKHS, sinks, table_BJ, position_BT)
 
 
 @pytest.mark.parametrize(
@@ -158,14 +180,13 @@ def pages(x_BKHS, size: int):
 def test_cache(small_blocks, queries, keys, dtype):
     q, k, v, sinks = make(queries, keys, dtype)
     rng = np.random.default_rng(3)
-    attend = jax.jit(xla.attend_cache)
     for last in {0, 3, 4, 7, 8, 9, 15, 16, 23, 24, 25, keys - 1}:
         if last >= keys:
             continue
         position = rng.integers(0, last + 1, (BATCH, queries))
         position[1, -1] = last
         mask = np.arange(keys)[None, None] <= position[..., None]
-        actual = attend(q, pages(k, 4), pages(v, 4), sinks, jnp.asarray(position, jnp.int32))
+        actual = attend_paged(q, k, v, sinks, position, 4)
         check(actual, expected_attend(q, k, v, sinks, jnp.asarray(mask)), dtype)
 
 
@@ -173,9 +194,8 @@ def test_cache_reads_no_pages_past_the_last_position(small_blocks):
     q, k, v, sinks = make(2, 40)
     position = jnp.full((BATCH, 2), 13, jnp.int32)
     poison = jnp.where(jnp.arange(40) < 16, 0.0, jnp.nan).astype(jnp.float32)[None, None, None]
-    actual = jax.jit(xla.attend_cache)(
-        q, pages(k + poison, 4), pages(v + poison, 4), sinks, position
-    )
+    k_PKHS, v_PKHS, table_BJ = paged(k + poison, v + poison, 4)
+    actual = jax.jit(xla.attend_cache)(q, k_PKHS, v_PKHS, sinks, table_BJ, position)
     mask = jnp.broadcast_to(jnp.arange(40)[None, None] <= 13, (BATCH, 2, 40))
     check(actual, expected_attend(q, k, v, sinks, mask), "float32")
 
@@ -184,7 +204,7 @@ def test_cache_in_blocks_as_shipped():
     q, k, v, sinks = make(3, 1100)
     position = jnp.asarray([[0, 511, 512], [1023, 1024, 1099], [7, 700, 1098]], jnp.int32)
     mask = jnp.arange(1100)[None, None] <= position[..., None]
-    actual = jax.jit(xla.attend_cache)(q, pages(k, 128), pages(v, 128), sinks, position)
+    actual = attend_paged(q, k, v, sinks, position, 128)
     check(actual, expected_attend(q, k, v, sinks, mask), "float32")
 
 

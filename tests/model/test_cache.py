@@ -1,5 +1,6 @@
 """Prefill and decode against the full forward: rings, unequal lengths, chunks, rows at rest."""
 
+import dataclasses
 import functools
 
 import jax
@@ -144,7 +145,7 @@ def test_capacity_may_be_used_to_the_last_slot():
 
 def test_a_batch_row_is_its_own_sequence():
     """The same row alone and in a batch: other rows' lengths and tokens do not reach it."""
-    alone = jax.tree.map(lambda x: x[:1], model().empty_cache(3, CAPACITY))
+    alone = model().empty_cache(1, CAPACITY)
     tokens = prompts()[:, :9]
     _, together = extend(
         model(), tokens, np.array([6, 9, 0], np.int32), model().empty_cache(3, CAPACITY)
@@ -153,18 +154,73 @@ def test_a_batch_row_is_its_own_sequence():
     real = slice(0, 6)
     for one, many in zip(alone.layers, together.layers, strict=True):
         np.testing.assert_allclose(
-            one.k_BPKHS[0, 0, ..., real], many.k_BPKHS[0, 0, ..., real], rtol=0, atol=2e-5
+            one.k_PKHS[1, ..., real], many.k_PKHS[1, ..., real], rtol=0, atol=2e-5
         )
+
+
+def test_pages_and_rings_may_lie_anywhere():
+    cache = model().empty_cache(3, CAPACITY)
+    rng = np.random.default_rng(6)
+
+    def mixed(ids, count: int):
+        """Other ids for the same places; 0 stays."""
+        return jnp.asarray(np.r_[0, 1 + rng.permutation(count)], jnp.int32)[ids]
+
+    rings, pages = (len(layer.k_PKHS) - 1 for layer in cache.layers[:2])
+    ring_B = mixed(cache.places.ring_B, rings)
+    places = kv.Places(mixed(cache.places.table_BJ, pages), ring_B, ring_B)
+    cache = dataclasses.replace(cache, places=places)
+    cache = feed(cache, [[20, 33, 9]], 33, capacity_check=CAPACITY)
+    feed(cache, [[1, 1, 1]] * 20, 1, capacity_check=CAPACITY)
+
+
+def test_a_prefix_goes_on_in_another_ring_and_keeps_its_own():
+    """Row 1 goes on from row 0's prefix twice: its pages are shared, its ring is left as it was."""
+    cache = model().empty_cache(3, CAPACITY)
+    tokens = np.tile(prompts()[:1], (3, 1))
+    length = 32  # two whole pages
+    added = np.array([length, 0, 0], np.int32)
+    _, cache = extend(model(), tokens[:, :length], added, cache)
+    kept = jax.tree.map(np.array, cache.layers)
+    places = cache.places
+    shared_BJ = places.table_BJ.at[1, :2].set(places.table_BJ[0, :2])
+    places = kv.Places(shared_BJ, places.ring_B, places.ring_B.at[1].set(places.ring_B[0]))
+    cache = kv.Cache(cache.layers, places, jnp.asarray([length, length, 0], jnp.int32))
+    added = np.array([0, 9, 0], np.int32)
+    logits, after = extend(model(), tokens[:, length : length + 9], added, cache)
+    check(logits[1], 0, length + 9)
+    np.testing.assert_array_equal(after.places.source_B, after.places.ring_B)
+    own = np.asarray(places.table_BJ[0, :2]), np.asarray(places.ring_B[:1])
+    for index, (before, layer) in enumerate(zip(kept, after.layers, strict=True)):
+        where = own[1] if CONFIG.window(index) else own[0]
+        np.testing.assert_array_equal(before.k_PKHS[where], layer.k_PKHS[where])
+
+
+def test_rows_without_a_place_write_to_page_zero():
+    cache = model().empty_cache(3, CAPACITY)
+    nowhere = jax.tree.map(jnp.zeros_like, cache.places)
+    tokens = prompts()[:, :9]
+    for width, added in ((9, 9), (1, 1)):
+        _, after = extend(
+            model(),
+            tokens[:, :width],
+            np.full((3,), added, np.int32),
+            dataclasses.replace(cache, places=nowhere),
+        )
+        for layer in after.layers:
+            assert not np.asarray(layer.k_PKHS[1:]).any()
+            assert np.asarray(layer.k_PKHS[0]).any()
 
 
 def test_shapes_of_the_cache():
     cache = model().empty_cache(2, 1000)
-    shapes = [layer.k_BPKHS.shape for layer in cache.layers]
+    shapes = [layer.k_PKHS.shape for layer in cache.layers]
     heads = (CONFIG.num_kv_heads, CONFIG.head_dim)
-    # 63 pages of 16 hold 1000 positions, and one more is there to be touched.
-    assert shapes == [(2, 1, *heads, WINDOW), (2, 64, *heads, 16)] * 2
-    assert cache.layers[0].v_BPKHS.shape == cache.layers[0].k_BPKHS.shape
-    assert cache.layers[0].k_BPKHS.dtype == jnp.float32
+    # 63 pages of 16 hold 1000 positions; a ring or a page more is nobody's.
+    assert shapes == [(3, *heads, WINDOW), (127, *heads, 16)] * 2
+    assert cache.places.table_BJ.shape == (2, 64)
+    assert cache.layers[0].v_PKHS.shape == cache.layers[0].k_PKHS.shape
+    assert cache.layers[0].k_PKHS.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("window", [1, 4, 7])

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference.generator import Generator
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.requests import Request
 from gptoss_jax.model.config import PRESETS, Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
@@ -165,9 +165,15 @@ def test_gradients_are_those_of_one_device(shape):
 
 
 def generated(network: GptOss, prompts: list[list[int]], count: int) -> list[list[int]]:
-    generator = Generator(network, [], np.array([], np.int32))
-    sampling = Sampling.same(len(prompts), temperature=0.7, top_p=0.9, seed=3)
-    return np.concatenate(list(generator.run(prompts, sampling, count)), axis=1).tolist()
+    engine = Engine(network, [], np.array([], np.int32), max_sequences=len(prompts))
+    asked = [
+        Request(prompt, count, temperature=0.7, top_p=0.9, seed=3 + index)
+        for index, prompt in enumerate(prompts)
+    ]
+    made = [[] for _ in asked]
+    for index, tokens in engine.run(asked):
+        made[index] += tokens
+    return made
 
 
 CONTEXT_MESHES = shapes(8, ("data", "context", "expert"))

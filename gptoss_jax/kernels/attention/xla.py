@@ -99,14 +99,15 @@ def _causal(q_BT: jax.Array, k_BS: jax.Array, window: int | None) -> jax.Array:
 
 def attend_cache(
     q_BTNH: jax.Array,
-    k_BPKHS: jax.Array,
-    v_BPKHS: jax.Array,
+    k_PKHS: jax.Array,
+    v_PKHS: jax.Array,
     sinks_N: jax.Array,
+    table_BJ: jax.Array,
     position_BT: jax.Array,
 ) -> jax.Array:
     """Attention of queries at `position` over a cache in P pages of S slots.
 
-    Slot s of page p holds position S p + s.
+    Slot s of page `table[b, j]` holds position S j + s of sequence b.
 
     The running softmax starts from the sink: as if one key with that logit and no value had been
     read. Pages past the largest position are not read, but for the rest of a block of pages. Not
@@ -116,9 +117,10 @@ def attend_cache(
       [B, T, N, H] in q's dtype.
     """
     batch, queries, heads, head_dim = q_BTNH.shape
-    _, pages, kv_heads, _, page = k_BPKHS.shape
+    _, kv_heads, _, page = k_PKHS.shape
+    pages = table_BJ.shape[1]
     shape = (batch, kv_heads, heads // kv_heads, queries)
-    q_BTKGH = q_BTNH.astype(k_BPKHS.dtype)
+    q_BTKGH = q_BTNH.astype(k_PKHS.dtype)
     q_BTKGH = q_BTKGH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
     block = min(PAGES_A_BLOCK, pages)
 
@@ -126,20 +128,21 @@ def attend_cache(
         largest, total, out = carry
         # The last block is moved back to end with the cache; keys it reads again are masked.
         first = jnp.minimum(index * block, pages - block)
-        k = jax.lax.dynamic_slice_in_dim(k_BPKHS, first, block, axis=1)
-        v = jax.lax.dynamic_slice_in_dim(v_BPKHS, first, block, axis=1)
+        ids_BJ = jax.lax.dynamic_slice_in_dim(table_BJ, first, block, axis=1)
+        ids = [ids_BJ[:, p] for p in range(block)]
+        k, v = ([jnp.take(x, i, axis=0, mode="clip") for i in ids] for x in (k_PKHS, v_PKHS))
         slots = first * page + jnp.arange(block * page)
         new = slots >= index * block * page
         # A dot a page: one over all pages would want them beside the slots, and a copy.
-        scores = [einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k[:, p]) for p in range(block)]
+        scores = [einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k[p]) for p in range(block)]
         mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
         scores = jnp.concatenate(scores, axis=-1) * head_dim**-0.5
         scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
-        of_page = jnp.split(weights.astype(v.dtype), block, axis=-1)
-        added = [einsum("BKGTS,BKHS->BKGTH", w, v[:, p]) for p, w in enumerate(of_page)]
+        of_page = jnp.split(weights.astype(v_PKHS.dtype), block, axis=-1)
+        added = [einsum("BKGTS,BKHS->BKGTH", w, v[p]) for p, w in enumerate(of_page)]
         out = out * shrink[..., None] + sum(added[1:], start=added[0])
         return new_largest, total * shrink + weights.sum(-1), out
 

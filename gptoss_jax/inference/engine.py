@@ -1,0 +1,164 @@
+"""Continuous batching: requests join and leave between device calls, over one cache."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptoss_jax import sharding
+from gptoss_jax.errors import UserError
+from gptoss_jax.inference import requests
+from gptoss_jax.inference.programs import Programs
+from gptoss_jax.inference.requests import Request, check_prompt
+from gptoss_jax.inference.runner import Room, Runner, Timings
+from gptoss_jax.inference.scheduler import Prefill, Scheduler, pages_for
+from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text import Tokenizer
+
+
+class Engine:
+    """Generates for any number of requests, as many at a time as its cache holds.
+
+    `submit`, then `step` until nothing is `busy`; what came of a request is in the `Sequence` that
+    `submit` gave. A step gives what the last device call made and begins the next one, so that
+    what the caller does between steps costs the device nothing.
+
+    In float32 the tokens of a request do not depend on what else runs, as long as the programs have
+    the same shapes; over other shapes logits differ by rounding.
+
+    Not done here: text (`completion`, `turns`); threads, all calls are one thread's.
+    """
+
+    def __init__(
+        self,
+        model: GptOss,
+        stop_ids: Sequence[int],
+        banned_ids: np.ndarray,
+        *,
+        max_sequences: int,
+        max_tokens: int | None = None,
+        pages: int | None = None,
+        reuse: bool = True,
+        report: Callable[[str], None] | None = None,
+    ):
+        """Allocates the cache.
+
+        Args:
+          model: the network.
+          stop_ids: ids that end a sequence.
+          banned_ids: ids never sampled; ids the model has no row for are ignored.
+          max_sequences: that run at once; the rest waits.
+          max_tokens: of one sequence, prompt included; None: the model's context.
+          pages: of 128 positions, for all sequences; None: enough for all of them at their longest.
+          reuse: whether prompts that begin the same share what is cached.
+          report: told in a line what was compiled and how long that took.
+
+        Raises:
+          UserError: the mesh splits sequences, and these not into equal parts.
+        """
+        self.model = model
+        self._stops = frozenset(stop_ids)
+        programs = Programs(model, sharding.mesh_of(model.embedding_VD[...]))
+        sharding.check_batch(max_sequences, programs.mesh)
+        parts = programs.parts
+        own = max_sequences // parts
+        context = min(max_tokens or model.config.max_context, model.config.max_context)
+        own_pages = own * pages_for(context) if pages is None else pages // parts
+        # One to keep for each sequence's prompt, and for each of the largest chunks before.
+        rings = own + (own + own_pages // 4 if reuse else 0)
+        self._room = Room(own_pages, rings, context)
+        self._runner = Runner(model, programs, stop_ids, banned_ids, self._room, report)
+        self._scheduler = Scheduler(
+            sequences=own, pages=own_pages, rings=rings, parts=parts, reuse=reuse
+        )
+        self._submitted = 0
+        self._settle: Callable[[], list[requests.Sequence]] | None = None
+
+    @property
+    def timings(self) -> Timings:
+        """Of all that ran."""
+        return self._runner.timings
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._settle is not None or self._scheduler.has_work
+
+    @property
+    def held_pages(self) -> int:
+        """Pages that sequences hold now; those that are only kept are not among them."""
+        return sum(part.pages.held for part in self._scheduler.parts)
+
+    def submit(self, request: Request) -> requests.Sequence:
+        """Takes a request; it begins with one of the next steps.
+
+        Raises:
+          UserError: an empty prompt, an id outside the vocabulary, no room left to answer, or more
+            tokens than the engine has room for.
+        """
+        config, prompt = self.model.config, list(request.prompt)
+        check_prompt(config, prompt, request.max_tokens)
+        if len(prompt) >= self._room.context:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens; the engine has room for "
+                f"{self._room.context} a sequence, and at least one is needed for the answer"
+            )
+        limit = min(len(prompt) + request.max_tokens, self._room.context)
+        if pages_for(limit) > self._room.pages:
+            raise UserError(
+                f"{limit} tokens need {pages_for(limit)} pages of the cache, which has "
+                f"{self._room.pages}; ask for fewer tokens"
+            )
+        sequence = requests.Sequence(request, self._submitted, limit, prompt)
+        self._submitted += 1
+        self._scheduler.add(sequence)
+        return sequence
+
+    def cancel(self, sequence: requests.Sequence) -> None:
+        """Ends a request before the next device call; its tokens so far stay."""
+        sequence.cancelled = True
+
+    def step(self) -> list[requests.Sequence]:
+        """Waits for the device call under way, begins the next; the sequences with new tokens."""
+        fresh = self._settle() if self._settle else []
+        self._settle = None
+        call = self._scheduler.next(self._runner.most_steps)
+        if isinstance(call, Prefill):
+            newest = self._runner.prefill(call)
+            self._settle = lambda: self._scheduler.prefilled(call, newest(), self._stops)
+        elif call is not None:
+            tokens = self._runner.decode(call)
+            self._settle = lambda: self._scheduler.decoded(call, tokens(), self._stops)
+        return fresh
+
+    def run(self, asked: Iterable[Request]) -> Iterator[tuple[int, list[int]]]:
+        """Submits all; gives (number of the request, its new tokens) as they come.
+
+        Whoever stops iterating cancels them.
+        """
+        number = {self.submit(request): index for index, request in enumerate(asked)}
+        seen = dict.fromkeys(number, 0)
+        try:
+            while self.busy:
+                for sequence in self.step():
+                    if sequence in number:
+                        new = sequence.generated[seen[sequence] :]
+                        seen[sequence] += len(new)
+                        yield number[sequence], new
+        finally:
+            for sequence in number:
+                self.cancel(sequence)
+
+
+def engine_for(model: GptOss, tokenizer: Tokenizer, max_sequences: int, **options: Any) -> Engine:
+    """An engine that stops and samples as the tokenizer says.
+
+    Args:
+      model: the network.
+      tokenizer: its tokenizer.
+      max_sequences: that run at once.
+      **options: of `Engine`.
+    """
+    banned = tokenizer.unsampleable_ids(model.config.vocab_size)
+    stops = sorted(tokenizer.stop_ids)
+    return Engine(model, stops, banned, max_sequences=max_sequences, **options)

@@ -1,0 +1,321 @@
+"""Which sequences the next device call computes, and where they keep their keys and values.
+
+A pure state machine: `next` gives a call, `prefilled` or `decoded` takes what came of it. Every
+process of several comes to the same calls. Knows no device.
+
+A sequence waits until a ring and the pages of its whole prompt are free. Prompts go in chunks,
+which take turns with each other and with decoding. A sequence that grows beyond the free pages
+displaces the youngest, which waits again and is computed anew: as the random numbers of a token
+depend on the seed and its position alone, nobody sees it.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
+
+from gptoss_jax.inference.pools import Pool, prefix_keys
+from gptoss_jax.inference.requests import Sequence, Stage
+from gptoss_jax.model.cache import PAGE
+
+# Tokens a row of a prefill call, which has at most the largest's tokens in all.
+WIDTHS = (32, 128, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """Chunks of prompts.
+
+    Attributes:
+      rows: the sequences, None where there is none; each part's after another's.
+      added: how many tokens of each row are real.
+      width: tokens a row.
+    """
+
+    rows: Rows[Sequence | None]
+    added: Rows[int]
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Several tokens of each sequence; rows as in `Prefill`."""
+
+    rows: Rows[Sequence | None]
+    steps: int
+
+
+class Part:
+    """The devices that hold some of the sequences: their pages, rings, and who runs there."""
+
+    def __init__(self, pages: int, rings: int):
+        """Nothing runs."""
+        self.pages = Pool(pages)
+        self.rings = Pool(rings)
+        self.running: list[Sequence] = []
+
+
+class Scheduler:
+    """See the module."""
+
+    def __init__(
+        self, *, sequences: int, pages: int, rings: int, parts: int = 1, reuse: bool = True
+    ):
+        """Prepares for devices that hold nothing.
+
+        Args:
+          sequences: that run at once, of one part.
+          pages: of one part.
+          rings: of one part, one a sequence at least; more of them keep prefixes.
+          parts: that sequences are split over.
+          reuse: whether prompts that begin the same share pages.
+        """
+        self.parts = [Part(pages, rings) for _ in range(parts)]
+        self._sequences = sequences
+        self._reuse = reuse
+        self._waiting: list[Sequence] = []
+        self._calls = 0
+        self._prefilled_last = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self._waiting) or any(part.running for part in self.parts)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether somebody waits who cannot run now."""
+        return bool(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence, or one that was displaced: the earlier it came, the sooner it runs."""
+        bisect.insort(self._waiting, sequence, key=lambda s: (-s.request.priority, s.order))
+
+    def next(self, most_steps: int) -> Prefill | Decode | None:
+        """The next call, or None where nothing is to be done.
+
+        Args:
+          most_steps: how many tokens a decode call may make of each sequence while no prompt is
+            under way.
+        """
+        self._drop_cancelled()
+        self._admit()
+        running = [s for part in self.parts for s in part.running]
+        prefilling = [s for s in running if s.stage is Stage.PREFILLING]
+        if prefilling and not (self._prefilled_last and len(prefilling) < len(running)):
+            self._prefilled_last = True
+            return self._prefill(prefilling)
+        self._prefilled_last = False
+        return self._decode(1 if prefilling else most_steps) if running else None
+
+    def prefilled(self, call: Prefill, newest: Rows[int], stops: frozenset[int]) -> list[Sequence]:
+        """Takes the newest token of each row; gives the sequences that have a new one."""
+        fresh = []
+        for sequence, added, token in zip(call.rows, call.added, newest, strict=True):
+            if sequence is None or sequence.ended:
+                continue
+            part = self.parts[sequence.part]
+            sequence.computed += added
+            if sequence.source != sequence.ring:
+                part.rings.release(sequence.source)
+                sequence.source = sequence.ring
+            self._publish(sequence, part)
+            if sequence.computed == len(sequence.tokens):
+                sequence.stage = Stage.DECODING
+                self._append(sequence, [token], stops)
+                fresh.append(sequence)
+        return fresh
+
+    def decoded(
+        self, call: Decode, tokens: Iterable[Rows[int]], stops: frozenset[int]
+    ) -> list[Sequence]:
+        """Takes each row's tokens, -1 after the last; gives the sequences that have new ones."""
+        fresh = []
+        for sequence, row in zip(call.rows, tokens, strict=True):
+            if sequence is None or sequence.ended:
+                continue
+            made = [token for token in row if token >= 0]
+            sequence.computed += len(made)
+            self._append(sequence, made, stops)
+            fresh.append(sequence)
+        return fresh
+
+    def _append(self, sequence: Sequence, made: list[int], stops: frozenset[int]) -> None:
+        sequence.tokens += made
+        if made[-1] in stops or len(sequence.tokens) >= sequence.limit:
+            self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        self._vacate(sequence)
+        sequence.stage = Stage.ENDED
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """Gives back all that a running sequence holds."""
+        part = self.parts[sequence.part]
+        part.running.remove(sequence)
+        # The last first, so that of a kept prefix the beginning stays longest.
+        for page in reversed(sequence.pages):
+            part.pages.release(page)
+        for ring in {sequence.ring, sequence.source}:
+            part.rings.release(ring)
+        sequence.pages, sequence.ring, sequence.source, sequence.computed = [], 0, 0, 0
+
+    def _displace(self, sequence: Sequence) -> None:
+        self._vacate(sequence)
+        sequence.stage = Stage.WAITING
+        self.add(sequence)
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [s for s in self._waiting if s.cancelled]:
+            self._waiting.remove(sequence)
+            sequence.stage = Stage.ENDED
+        for part in self.parts:
+            for sequence in [s for s in part.running if s.cancelled]:
+                self._end(sequence)
+
+    # --- Prompts ---------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Lets those begin who can, in their order: nobody overtakes one that is too large now."""
+        while self._waiting:
+            sequence = self._waiting[0]
+            if self._reuse:
+                sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys)
+            # Where most of the prompt is kept, then where fewest run.
+            order = sorted(
+                range(len(self.parts)),
+                key=lambda i: (-self._kept(sequence, self.parts[i]), len(self.parts[i].running)),
+            )
+            chosen = next((i for i in order if self._fits(sequence, self.parts[i])), None)
+            if chosen is None:
+                return
+            self._waiting.pop(0)
+            self._begin(sequence, chosen)
+
+    def _kept(self, sequence: Sequence, part: Part) -> int:
+        """How many of the sequence's first pages are there, with the ring at their end."""
+        # One token at least is computed: its logits are wanted.
+        keys = sequence.keys[: (len(sequence.tokens) - 1) // PAGE]
+        found = 0
+        for count, key in enumerate(keys, 1):
+            if part.pages.find(key) is None:
+                break
+            if part.rings.find(key) is not None:
+                found = count
+        return found
+
+    def _fits(self, sequence: Sequence, part: Part) -> bool:
+        kept = self._kept(sequence, part)
+        shared = [part.pages.find(key) for key in sequence.keys[:kept]]
+        # What is kept and will be shared cannot be given away as well.
+        idle = sum(part.pages.is_kept(id_) for id_ in shared if id_ is not None)
+        new = pages_for(len(sequence.tokens)) - kept
+        rings = 1 + (kept > 0 and part.rings.is_kept(part.rings.find(sequence.keys[kept - 1])))
+        # A page more for everyone who runs: else what begins now is displaced at once.
+        wanted = new + idle + len(part.running)
+        room = len(part.running) < self._sequences
+        return room and wanted <= part.pages.available and rings <= part.rings.available
+
+    def _begin(self, sequence: Sequence, where: int) -> None:
+        part = self.parts[where]
+        kept = self._kept(sequence, part)
+        ids = [part.pages.find(key) for key in sequence.keys[:kept]]
+        sequence.pages = [id_ for id_ in ids if id_ is not None]
+        for page in sequence.pages:
+            part.pages.hold(page)
+        source = part.rings.find(sequence.keys[kept - 1]) if kept else None
+        if source is not None:
+            part.rings.hold(source)
+        while len(sequence.pages) < pages_for(len(sequence.tokens)):
+            sequence.pages.append(part.pages.take())
+        sequence.ring = part.rings.take()
+        sequence.source = source or sequence.ring
+        sequence.part = where
+        sequence.computed = kept * PAGE
+        sequence.reused = max(sequence.reused, min(sequence.computed, len(sequence.request.prompt)))
+        sequence.stage = Stage.PREFILLING
+        part.running.append(sequence)
+
+    def _chunk(self, sequence: Sequence) -> int:
+        """How many tokens its next chunk has: to share pages, one ends with the last whole page."""
+        left = len(sequence.tokens) - sequence.computed
+        whole = len(sequence.tokens) // PAGE * PAGE - sequence.computed
+        return min(WIDTHS[-1], whole if self._reuse and whole > 0 else left)
+
+    def _prefill(self, prefilling: list[Sequence]) -> Prefill:
+        """The sequence that waited longest, and as many others as the call has rows for."""
+        self._calls += 1
+        prefilling = sorted(prefilling, key=lambda s: (s.served, -s.request.priority, s.order))
+        width = width_for(self._chunk(prefilling[0]))
+        fitting = [s for s in prefilling if self._chunk(s) <= width]
+        of_part = [[s for s in fitting if s.part == i] for i in range(len(self.parts))]
+        size = min(bucket(max(map(len, of_part))), WIDTHS[-1] // width)
+        rows = _in_parts(of_part, size)
+        for sequence in filter(None, rows):
+            sequence.served = self._calls
+        return Prefill(rows, [self._chunk(s) if s else 0 for s in rows], width)
+
+    def _publish(self, sequence: Sequence, part: Part) -> None:
+        """Keeps the pages that are whole, and the ring if it stands at a page's end."""
+        if not self._reuse or not sequence.keys:
+            return
+        whole = min(sequence.computed // PAGE, len(sequence.keys))
+        for page, key in zip(sequence.pages[:whole], sequence.keys, strict=False):
+            part.pages.publish(page, key)
+        at_end = whole and sequence.computed == whole * PAGE
+        if not at_end or sequence.computed == len(sequence.tokens):
+            return  # decoding goes on in this very ring
+        if part.rings.find(sequence.keys[whole - 1]) is None and part.rings.available:
+            part.rings.publish(sequence.ring, sequence.keys[whole - 1])
+            sequence.source, sequence.ring = sequence.ring, part.rings.take()
+
+    # --- Answers ---------------------------------------------------------------------------------
+
+    def _decode(self, steps: int) -> Decode | None:
+        for part in self.parts:
+            steps = self._make_room(part, steps)
+        of_part = [[s for s in part.running if s.stage is Stage.DECODING] for part in self.parts]
+        most = max(map(len, of_part))
+        return Decode(_in_parts(of_part, bucket(most)), steps) if most else None
+
+    def _make_room(self, part: Part, steps: int) -> int:
+        """Gives every decoding sequence its pages for the next tokens; how many those may be."""
+
+        def wanted(steps: int) -> int:
+            decoding = [s for s in part.running if s.stage is Stage.DECODING]
+            return sum(self._missing(s, steps) for s in decoding)
+
+        while steps > 1 and wanted(steps) > part.pages.available:
+            steps //= 2
+        while wanted(steps) > part.pages.available:
+            self._displace(max(part.running, key=lambda s: (-s.request.priority, s.order)))
+        for sequence in part.running:
+            if sequence.stage is Stage.DECODING:
+                for _ in range(self._missing(sequence, steps)):
+                    sequence.pages.append(part.pages.take())
+        return steps
+
+    def _missing(self, sequence: Sequence, steps: int) -> int:
+        """Pages it lacks to have `steps` more tokens in the cache."""
+        last = min(sequence.computed + steps, sequence.limit)
+        return max(0, pages_for(last) - len(sequence.pages))
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that so many tokens take."""
+    return -(-tokens // PAGE)
+
+
+def width_for(tokens: int) -> int:
+    """Tokens a row of the call that prefills so many, or the first of them."""
+    return next((width for width in WIDTHS if width >= tokens), WIDTHS[-1])
+
+
+def bucket(count: int) -> int:
+    """Rows of a decode call for `count` sequences: a power of two, so that few are compiled."""
+    return 1 << (count - 1).bit_length()
+
+
+def _in_parts(of_part: list[list[Sequence]], size: int) -> list[Sequence | None]:
+    """`size` rows of each part, None where it has fewer."""
+    return [s for own in of_part for s in [*own, *[None] * size][:size]]

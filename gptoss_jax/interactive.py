@@ -1,0 +1,157 @@
+"""What `generate` and `chat` share: flags, what they load, and text as it comes."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from gptoss_jax import cli
+from gptoss_jax.errors import UserError
+from gptoss_jax.loading import (
+    checkpoint_directory,
+    choose_mesh,
+    default_temperature,
+    find_tokenizer,
+    load_with,
+)
+
+if TYPE_CHECKING:
+    from gptoss_jax.inference.requests import Request
+    from gptoss_jax.model.config import Config
+    from gptoss_jax.model.transformer import GptOss
+    from gptoss_jax.text import Tokenizer
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a model."""
+    model = parser.add_argument_group("Model")
+    model.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        default="nano",
+        help="a checkpoint in any published layout; without one, the packaged nano answers",
+    )
+    model.add_argument(
+        "--adapter", metavar="DIR", help="of a fine-tune, in PEFT's layout; it is not merged"
+    )
+    model.add_argument("--tokenizer", metavar="FILE|DIR", help="instead of the checkpoint's own")
+    model.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="what activations are computed in (%(default)s)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how tokens are chosen."""
+    sampling = parser.add_argument_group("Sampling")
+    fraction = cli.number(float, 0, 1)
+    sampling.add_argument("--max-tokens", type=cli.number(int, 1), default=4096, metavar="N")
+    sampling.add_argument(
+        "--temperature",
+        type=cli.number(float, 0),
+        metavar="X",
+        help="0: greedy; without it what the checkpoint's generation_config.json asks for, else 1",
+    )
+    sampling.add_argument("--top-p", type=cli.number(float, 1e-6, 1), default=1.0, metavar="P")
+    sampling.add_argument("--top-k", type=cli.number(int, 0, 2**31 - 1), default=0, metavar="K")
+    sampling.add_argument("--min-p", type=fraction, default=0.0, metavar="P")
+    sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
+
+
+def add_reasoning(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group of flags about reasoning, with the effort in it."""
+    reasoning = parser.add_argument_group("Reasoning")
+    reasoning.add_argument(
+        "--reasoning-effort", choices=["low", "medium", "high"], default="medium"
+    )
+    return reasoning
+
+
+def find(arguments: argparse.Namespace) -> "tuple[Tokenizer, Config]":
+    """The checkpoint's tokenizer and sizes; imports no JAX.
+
+    From then on `arguments.checkpoint` is its directory, and the temperature is known.
+
+    Raises:
+      UserError: something is wrong with the directory, or it has no tokenizer.
+    """
+    from gptoss_jax.model.config import check_directory, read_config
+
+    directory = arguments.checkpoint = checkpoint_directory(arguments.checkpoint)
+    check_directory(directory)
+    config = read_config(directory)
+    tokenizer = find_tokenizer(directory, config.vocab_size, arguments.tokenizer)
+    if tokenizer is None:
+        raise UserError(
+            f"{directory}: no tokenizer in it, and its vocabulary of "
+            f"{config.vocab_size} is not o200k_harmony's; give one with --tokenizer"
+        )
+    if arguments.temperature is None:
+        arguments.temperature = default_temperature(directory)
+    return tokenizer, config
+
+
+def load(arguments: argparse.Namespace, config: "Config") -> "GptOss":
+    """The model, over the mesh that the flags name or that suits it."""
+    import jax.numpy as jnp
+
+    mesh = choose_mesh(config, arguments.mesh)
+    return load_with(arguments.checkpoint, arguments.adapter, jnp.dtype(arguments.dtype), mesh)
+
+
+def request(arguments: argparse.Namespace, prompt: Sequence[int]) -> "Request":
+    """A prompt to be continued as the flags of sampling say."""
+    from gptoss_jax.inference.requests import Request
+
+    return Request(
+        prompt,
+        arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+    )
+
+
+def compile_report(*, wanted: bool) -> Callable[[str], None] | None:
+    """What is told that a program was compiled: a terminal, or whoever asked for it."""
+    if not (wanted or sys.stderr.isatty()):
+        return None
+    return lambda line: print(line, file=sys.stderr)
+
+
+class Printer:
+    """The answer to stdout, reasoning to stderr, each on lines of its own on a terminal."""
+
+    def __init__(self, *, answer: bool, reasoning: bool):
+        """Prints what is asked for: the answer, the reasoning and what goes to tools."""
+        self._answer = answer
+        self._reasoning = reasoning
+        self._last: str | None = None  # the channel whose line is open
+        self._answered = False
+
+    def show(self, channel: str, text: str) -> None:
+        """Text of a turn as it comes."""
+        is_answer = channel in ("final", "raw")
+        if not (self._answer if is_answer else self._reasoning):
+            return
+        if self._last not in (None, channel):
+            print(file=sys.stderr, flush=True)
+        if is_answer:
+            print(text, end="", flush=True)
+            self._answered = True
+        else:
+            label = "" if channel == self._last else f"[{channel}] "
+            print(cli.dimmed(label + text, sys.stderr), end="", file=sys.stderr, flush=True)
+        self._last = channel
+
+    def finish(self, text: str) -> None:
+        """Ends the open line; a turn that only has a preamble gives that as its answer."""
+        if self._last not in (None, "final", "raw"):
+            print(file=sys.stderr)
+        if not self._answer or not text:
+            return
+        print("" if self._answered else text, end="" if text.endswith("\n") else "\n", flush=True)

@@ -1,0 +1,202 @@
+"""The scheduler as a state machine: random requests, cancellations, and small pools."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gptoss_jax.inference import scheduler as scheduling
+from gptoss_jax.inference.pools import Pool, prefix_keys
+from gptoss_jax.inference.requests import Request, Sequence, Stage
+from gptoss_jax.inference.scheduler import Prefill, Scheduler
+
+pytestmark = pytest.mark.fast
+PAGE = 4
+WIDTHS = (4, 8)
+STOP = 0
+PAGES, RINGS, SEQUENCES = 12, 9, 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pages():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduling, "PAGE", PAGE)
+        patch.setattr(scheduling, "WIDTHS", WIDTHS)
+        yield
+
+
+def next_token(tokens: list[int]) -> int:
+    """What the model says after these tokens: a function of them all, now and then a stop."""
+    return (sum(tokens) * 31 + len(tokens) * 17) % 23
+
+
+class Machine(RuleBasedStateMachine):
+    """Beside the scheduler a device that remembers what is written to each place."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = 2
+        self.scheduler = Scheduler(
+            sequences=SEQUENCES, pages=PAGES, rings=RINGS, parts=self.parts, reuse=True
+        )
+        self.submitted: list[Sequence] = []
+        # What the cache holds: of pages their tokens, of rings all tokens up to where they stand.
+        self.page_tokens = [[None] * (PAGES + 1) for _ in range(self.parts)]
+        self.ring_tokens = [[None] * (RINGS + 1) for _ in range(self.parts)]
+
+    @rule(
+        shared=st.integers(0, 3),
+        own=st.integers(1, 12),
+        max_tokens=st.integers(1, 14),
+        priority=st.integers(0, 1),
+    )
+    def submit(self, shared, own, max_tokens, priority):
+        prompt = [1, 2, 3, 4] * shared + [5 + (own + i) % 7 for i in range(own)]
+        limit = min(len(prompt) + max_tokens, PAGES * PAGE)
+        request = Request(tuple(prompt), max_tokens, priority=priority)
+        sequence = Sequence(request, len(self.submitted), limit, list(prompt))
+        self.submitted.append(sequence)
+        self.scheduler.add(sequence)
+
+    @rule(which=st.integers(0, 50))
+    @precondition(lambda self: self.submitted)
+    def cancel(self, which):
+        self.submitted[which % len(self.submitted)].cancelled = True
+
+    @rule(most_steps=st.integers(1, 9))
+    def step(self, most_steps):
+        call = self.scheduler.next(most_steps)
+        if call is None:
+            return
+        size = len(call.rows) // self.parts
+        for index, sequence in enumerate(call.rows):
+            assert sequence is None or sequence.part == index // size
+        if isinstance(call, Prefill):
+            self.prefill(call)
+        else:
+            self.decode(call)
+
+    def prefill(self, call: Prefill):
+        assert call.width in WIDTHS and len(call.rows) // self.parts * call.width <= WIDTHS[-1]
+        newest = []
+        for sequence, added in zip(call.rows, call.added, strict=True):
+            if sequence is None:
+                newest.append(-7)
+                continue
+            assert 0 < added <= call.width and sequence.stage is Stage.PREFILLING
+            done = sequence.tokens[: sequence.computed]
+            self.check_cached(sequence, done, sequence.source)
+            after = sequence.tokens[: sequence.computed + added]
+            self.write(sequence, after, len(done))
+            newest.append(next_token(after))
+        self.scheduler.prefilled(call, newest, frozenset([STOP]))
+
+    def decode(self, call):
+        assert call.steps >= 1
+        out = np.full((len(call.rows), 9), -1)
+        for row, sequence in zip(out, call.rows, strict=True):
+            if sequence is None:
+                continue
+            assert sequence.stage is Stage.DECODING
+            assert sequence.computed == len(sequence.tokens) - 1
+            tokens = list(sequence.tokens)
+            self.check_cached(sequence, tokens[:-1], sequence.ring)
+            for step in range(call.steps):
+                self.write(sequence, tokens, len(tokens) - 1)
+                tokens.append(next_token(tokens))
+                row[step] = tokens[-1]
+                if tokens[-1] == STOP or len(tokens) >= sequence.limit:
+                    break
+        self.scheduler.decoded(call, out.tolist(), frozenset([STOP]))
+
+    def check_cached(self, sequence, tokens, ring):
+        """The cache holds exactly these tokens for the sequence."""
+        pages = self.page_tokens[sequence.part]
+        for position, token in enumerate(tokens):
+            held = pages[sequence.pages[position // PAGE]]
+            assert held is not None and held[position % PAGE] == token
+        if tokens:
+            assert self.ring_tokens[sequence.part][ring] == tokens
+
+    def write(self, sequence, tokens, first):
+        pages = self.page_tokens[sequence.part]
+        for position in range(first, len(tokens)):
+            page = sequence.pages[position // PAGE]
+            if position % PAGE == 0 or pages[page] is None:
+                pages[page] = [None] * PAGE
+            pages[page][position % PAGE] = tokens[position]
+        self.ring_tokens[sequence.part][sequence.ring] = list(tokens)
+
+    @invariant()
+    def nobody_shares_what_is_written(self):
+        for part in self.scheduler.parts:
+            assert len(part.running) <= SEQUENCES
+            held = sum(len(set(s.pages)) for s in part.running)
+            assert part.pages.held <= held
+            writable = [s.pages[i] for s in part.running for i in self.unwritten(s)]
+            assert len(writable) == len(set(writable))
+            assert 0 not in writable
+            rings = [s.ring for s in part.running]
+            assert len(rings) == len(set(rings)) and 0 not in rings
+            others = {s.source for s in part.running if s.source != s.ring}
+            assert not others & set(rings)
+
+    @staticmethod
+    def unwritten(sequence):
+        return range(sequence.computed // PAGE, len(sequence.pages))
+
+    def teardown(self):
+        """Everything ends, as it would alone, and nothing is held any more."""
+        for _ in range(3000):
+            if not self.scheduler.has_work:
+                break
+            self.step(9)
+        assert not self.scheduler.has_work
+        for sequence in self.submitted:
+            assert sequence.ended
+            tokens = list(sequence.request.prompt)
+            while len(tokens) < len(sequence.tokens):
+                tokens.append(next_token(tokens))
+            assert sequence.tokens == tokens
+            finished = tokens[-1] == STOP or len(tokens) == sequence.limit
+            assert finished or sequence.cancelled
+        for part in self.scheduler.parts:
+            assert part.pages.held == part.rings.held == 0
+
+
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestScheduler = Machine.TestCase
+
+
+def test_a_pool_gives_the_longest_unused_away_first():
+    pool = Pool(3)
+    ids = [pool.take() for _ in range(3)]
+    for id_, key in zip(ids, (b"a", b"b", b"c"), strict=True):
+        pool.publish(id_, key)
+        pool.release(id_)
+    assert (pool.available, pool.held) == (3, 0)
+    pool.hold(ids[0])  # "a" is used again
+    pool.release(ids[0])
+    assert pool.take() == ids[1]
+    assert pool.find(b"b") is None and pool.find(b"a") == ids[0]
+
+
+def test_what_is_published_twice_is_kept_once():
+    pool = Pool(2)
+    first, second = pool.take(), pool.take()
+    pool.publish(first, b"a")
+    pool.publish(second, b"a")
+    pool.release(first)
+    pool.release(second)
+    assert pool.find(b"a") == first
+    assert pool.available == 2
+
+
+def test_a_key_stands_for_all_tokens_before():
+    tokens = list(range(20))
+    keys = prefix_keys(tokens, 4)
+    assert len(keys) == 5
+    assert prefix_keys(tokens, 4, keys[:2]) == keys
+    changed = prefix_keys([9, *tokens[1:]], 4)
+    assert not set(keys) & set(changed)
