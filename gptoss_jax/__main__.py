@@ -2,6 +2,7 @@
 
 _VERBS = {
     "generate": "answer a prompt, streaming",
+    "chat": "a conversation on the terminal",
     "convert": "between checkpoint layouts; merge an adapter; write a synthetic checkpoint",
     "train": "train a model from a config file",
     "plan": "will a model fit a slice, before renting it",

@@ -1,0 +1,216 @@
+"""`python -m gptoss_jax.chat`: a conversation on the terminal."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptoss_jax import cli, interactive
+from gptoss_jax.errors import UserError
+from gptoss_jax.text.errors import TextError
+
+if TYPE_CHECKING:
+    from gptoss_jax.inference.completion import Turn
+
+_EXAMPLES = ["", "--checkpoint ~/gpt-oss-20b --system 'Answer briefly.' --hide-reasoning"]
+_EFFORTS = ("low", "medium", "high")
+_HELP = """/reset          begin anew; the system message stays
+/effort LEVEL   low, medium or high
+/system TEXT    the system message; without TEXT none
+/save FILE      the conversation as JSON
+/load FILE      one that was saved
+/quit           or Ctrl-D; Ctrl-C stops an answer"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verb's flags."""
+    parser = cli.parser("chat", "A conversation with gpt-oss on the terminal.", _EXAMPLES)
+    interactive.add_model(parser)
+    cli.add_mesh(parser)
+    prompt = parser.add_argument_group("Prompt")
+    prompt.add_argument("--system", metavar="TEXT", help="a system message of the chat API's kind")
+    prompt.add_argument(
+        "--context",
+        type=cli.number(int, 2),
+        default=16_384,
+        metavar="N",
+        help="tokens there is room for, all turns together (%(default)s, or what the model has)",
+    )
+    interactive.add_sampling(parser)
+    reasoning = interactive.add_reasoning(parser)
+    reasoning.add_argument("--hide-reasoning", action="store_true", help="show answers alone")
+    return parser
+
+
+class Conversation:
+    """What was said, and what the commands change.
+
+    Attributes:
+      messages: chat dictionaries, without the system message.
+      system: its text, None for none.
+      effort: low, medium or high.
+    """
+
+    def __init__(self, system: str | None, effort: str):
+        """Begins with nothing said."""
+        self.messages: list[dict[str, Any]] = []
+        self.system = system
+        self.effort = effort
+
+    def asked(self, text: str) -> list[dict[str, Any]]:
+        """All that is to be rendered for the next answer."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages, {"role": "user", "content": text}]
+
+    def answered(self, text: str, reasoning: str, answer: str) -> None:
+        """Adds a turn of both."""
+        said = {"role": "assistant", "content": answer}
+        said |= {"reasoning": reasoning} if reasoning else {}
+        self.messages += [{"role": "user", "content": text}, said]
+
+    def command(self, line: str) -> str:
+        """Does what a line that begins with "/" says; gives what to show.
+
+        Raises:
+          UserError: there is no such command, or it cannot be done; nothing has changed.
+        """
+        name, _, rest = line[1:].partition(" ")
+        commands: dict[str, Callable[[str], str]] = {
+            "help": lambda _: _HELP,
+            "reset": self._reset,
+            "effort": self._set_effort,
+            "system": self._set_system,
+            "save": self._save,
+            "load": self._load,
+        }
+        if name not in commands:
+            raise UserError(f"/{name} is no command; /help lists them")
+        return commands[name](rest.strip())
+
+    def _reset(self, _: str) -> str:
+        self.messages = []
+        return "a new conversation"
+
+    def _set_effort(self, level: str) -> str:
+        if level not in _EFFORTS:
+            raise UserError(f"/effort takes one of {', '.join(_EFFORTS)}; it is {self.effort}")
+        self.effort = level
+        return f"effort {level}"
+
+    def _set_system(self, text: str) -> str:
+        self.system = text or None
+        return "system message set" if text else "no system message"
+
+    def _save(self, name: str) -> str:
+        held = {"system": self.system, "effort": self.effort, "messages": self.messages}
+        text = json.dumps(held, ensure_ascii=False, indent=1)
+        try:
+            _file(name).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot save: {error}") from None
+        return f"saved {len(self.messages)} messages"
+
+    def _load(self, name: str) -> str:
+        file = _file(name)
+        try:
+            held = json.loads(file.read_text(encoding="utf-8"))
+            system, effort, messages = held["system"], held["effort"], held["messages"]
+        except OSError as error:
+            raise UserError(f"cannot load: {error}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}: is not what /save writes") from None
+        kinds = isinstance(system, str | None) and effort in _EFFORTS
+        if not kinds or not isinstance(messages, list):
+            raise UserError(f"{file}: is not what /save writes")
+        self.system, self.effort, self.messages = system, effort, messages
+        return f"loaded {len(messages)} messages"
+
+
+def _file(name: str) -> Path:
+    if not name:
+        raise UserError("name a file")
+    return Path(name).expanduser()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Loads, then asks and answers until the input ends."""
+    tokenizer, config = interactive.find(arguments)
+    model = interactive.load(arguments, config)
+    from gptoss_jax.inference.completion import Turn, render_chat
+    from gptoss_jax.inference.engine import engine_for
+
+    room = min(arguments.context, config.max_context)
+    report = interactive.compile_report(wanted=False)
+    # Kept prefixes: a turn computes what is new.
+    engine = engine_for(model, tokenizer, 1, max_tokens=room, report=report)
+    conversation = Conversation(arguments.system, arguments.reasoning_effort)
+
+    def answer(text: str) -> None:
+        prompt = render_chat(tokenizer, conversation.asked(text), conversation.effort)
+        request = interactive.request(arguments, prompt)
+        if len(prompt) >= room:
+            raise UserError(
+                f"the conversation has {len(prompt)} tokens and there is room for {room}; "
+                "/reset, or start with a larger --context"
+            )
+        turn = Turn(engine, tokenizer, request)
+        _show(turn, reasoning=not arguments.hide_reasoning)
+        said = turn.completion()
+        if said.finish_reason != "interrupted" or said.text:
+            conversation.answered(text, said.reasoning, said.text)
+        if said.finish_reason == "length":
+            print("note: cut off; see --max-tokens and --context", file=sys.stderr)
+
+    for line in _lines():
+        try:
+            if line.startswith("/"):
+                print(conversation.command(line), file=sys.stderr)
+            else:
+                answer(line)
+        except (UserError, TextError) as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, until the end of the input or /quit; Ctrl-C asks again."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401 - input() edits its line and remembers earlier ones
+
+        print("/help lists the commands", file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if terminal else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        if line in ("/quit", "/exit"):
+            return
+        if line:
+            yield line
+
+
+def _show(turn: "Turn", *, reasoning: bool) -> None:
+    """Prints a turn as it comes; Ctrl-C ends it, a second one at once."""
+
+    def interrupt(signum, frame):
+        turn.interrupt()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    printer = interactive.Printer(answer=True, reasoning=reasoning)
+    try:
+        for channel, text in turn:
+            printer.show(channel, text)
+        printer.finish(turn.completion().text)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, build_parser().parse_args()))
