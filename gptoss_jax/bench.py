@@ -1,9 +1,11 @@
 """`python -m gptoss_jax.bench`: measures on this machine what the documentation quotes."""
 
 import argparse
+import dataclasses
 import json
 import platform
 import sys
+from pathlib import Path
 
 from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UsageError
@@ -11,6 +13,7 @@ from gptoss_jax.errors import UsageError
 _EXAMPLES = [
     "model --preset 20b",
     "model --preset 20b --checkpoint ~/gpt-oss-20b --prompt 512 --tokens 32 --json",
+    "serve --users 1 8 32 --plot load.png",
     "scaling --chip v5e",
 ]
 
@@ -31,6 +34,19 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     model.add_argument("--json", action="store_true", help="one JSON object")
     cli.add_parallelism(model)
+    serve = benchmarks.add_parser(
+        "serve",
+        help="the engine's speed with 1 to N users, each sending one request after another",
+        allow_abbrev=False,
+    )
+    serve.add_argument("--checkpoint", metavar="DIR", default="nano", help="default: nano")
+    users = {"type": cli.number(int, 1), "nargs": "+", "metavar": "N"}
+    serve.add_argument("--users", default=[1, 4, 16, 32], **users)
+    serve.add_argument("--requests", type=cli.number(int, 1), default=6, help="of each user")
+    serve.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
+    serve.add_argument("--json", action="store_true", help="one JSON object")
+    serve.add_argument("--plot", metavar="FILE", type=Path, help="write a picture")
+    cli.add_mesh(serve)
     scaling = benchmarks.add_parser(
         "scaling",
         help="what limits decode from 8 to 256 TPU chips, from compiled programs; runs nowhere",
@@ -52,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
-    {"model": _model, "scaling": _scaling}[arguments.benchmark](arguments)
+    {"model": _model, "serve": _serve, "scaling": _scaling}[arguments.benchmark](arguments)
 
 
 def _model(arguments: argparse.Namespace) -> None:
@@ -73,6 +89,42 @@ def _model(arguments: argparse.Namespace) -> None:
         print(json.dumps(result))
     else:
         _print(result)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from gptoss_jax.benchmarks import serving
+    from gptoss_jax.checkpoint.load import load_model
+    from gptoss_jax.loading import checkpoint_directory, choose_mesh
+    from gptoss_jax.model.config import read_config
+
+    checkpoint = checkpoint_directory(arguments.checkpoint)
+    mesh = choose_mesh(read_config(checkpoint), arguments.mesh)
+    model = load_model(checkpoint, dtype=jnp.dtype(arguments.dtype), mesh=mesh)
+    loads = serving.measure(model, arguments.users, arguments.requests)
+    if arguments.plot:
+        serving.draw(loads, arguments.plot)
+    result = {
+        "device": jax.devices()[0].device_kind,
+        "dtype": arguments.dtype,
+        "prompt_tokens": serving.PROMPTS,
+        "answer_tokens": serving.ANSWERS,
+        "loads": [dataclasses.asdict(load) for load in loads],
+    }
+    if mesh is None:
+        result["bare_decode_tokens_per_second"] = serving.bare_decode(model)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    for load in result.pop("loads"):
+        _print(load | {key: " / ".join(f"{x:.1f}" for x in load[key]) for key in _PAIRS})
+        print()
+    _print(result)
+
+
+_PAIRS = ("first_token_ms", "token_ms")
 
 
 def _scaling(arguments: argparse.Namespace) -> None:

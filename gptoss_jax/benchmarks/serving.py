@@ -1,0 +1,162 @@
+"""The engine under load: users who each send a request when their last one is answered.
+
+Prompts are random tokens, answers as long as was drawn for them: nothing depends on what a model
+says. Every load runs twice, and the second run, in which nothing is compiled, counts.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from gptoss_jax.benchmarks.one_sequence import endless, fresh_state
+from gptoss_jax.inference.decode import MOST_STEPS
+from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.programs import Programs
+from gptoss_jax.inference.requests import Request
+from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.training.speed import active_parameters, matmul_rate
+
+# Tokens: lognormal around a median, cut at both ends.
+PROMPTS = {"median": 120, "sigma": 0.8, "least": 16, "most": 1024}
+ANSWERS = {"median": 80, "sigma": 0.7, "least": 8, "most": 384}
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What came of one number of users.
+
+    Attributes:
+      users: requests at a time.
+      requests: answered in all.
+      tokens_per_second: generated, of all together.
+      first_token_ms: from a request's submission to its first token; median and 95th percentile.
+      token_ms: from one token of a request to the next; median and 95th percentile of requests.
+      occupancy: sequences in a decode call for each of its rows.
+      reused: share of prompt tokens that were cached already.
+      host_ms: a device call's time of the host that the device waits for.
+      matmul_share: of the machine's measured rate, counting active weights; prompts included.
+    """
+
+    users: int
+    requests: int
+    tokens_per_second: float
+    first_token_ms: tuple[float, float]
+    token_ms: tuple[float, float]
+    occupancy: float
+    reused: float
+    host_ms: float
+    matmul_share: float
+
+
+def lengths(distribution: dict[str, float], count: int, rng: np.random.Generator) -> list[int]:
+    """As many lengths as asked for."""
+    drawn = rng.lognormal(np.log(distribution["median"]), distribution["sigma"], count)
+    return np.clip(drawn, distribution["least"], distribution["most"]).astype(int).tolist()
+
+
+def measure(model: GptOss, users: Sequence[int], each: int) -> list[Load]:
+    """A load for each number of users, `each` requests a user."""
+    machine = matmul_rate()
+    return [_measure(model, count, each, machine) for count in users]
+
+
+def _measure(model: GptOss, users: int, each: int, machine: float) -> Load:
+    config = model.config
+    rng = np.random.default_rng(users)
+    count = users * each
+    sizes = zip(lengths(PROMPTS, count, rng), lengths(ANSWERS, count, rng), strict=True)
+    asked = [
+        Request(rng.integers(0, config.vocab_size, prompt).tolist(), answer, temperature=0.0)
+        for prompt, answer in sizes
+    ]
+    room = min(config.max_context, int(PROMPTS["most"] + ANSWERS["most"]))
+    engine = Engine(model, [], np.array([], np.int32), max_sequences=users, max_tokens=room)
+    _answer(engine, asked, users)
+    again = [dataclasses.replace(r, prompt=[*r.prompt[1:], r.prompt[0]]) for r in asked]
+    before = dataclasses.replace(engine.timings)
+    began = time.perf_counter()
+    sequences = _answer(engine, again, users)
+    taken = time.perf_counter() - began
+    after = engine.timings
+    prompts = sum(len(r.prompt) for r in again)
+    answers = sum(r.max_tokens for r in again)
+    device = after.prefill_s - before.prefill_s + after.decode_s - before.decode_s
+    firsts = [1e3 * (seen[0] - submitted) for submitted, seen, _ in sequences]
+    between = [1e3 * (seen[1] - seen[0]) / (made - 1) for _, seen, made in sequences if made > 1]
+    rows = after.decode_rows - before.decode_rows
+    return Load(
+        users=users,
+        requests=count,
+        tokens_per_second=answers / taken,
+        first_token_ms=_median_and_95(firsts),
+        token_ms=_median_and_95(between),
+        occupancy=(after.decode_tokens - before.decode_tokens) / rows,
+        reused=1 - (after.prefill_tokens - before.prefill_tokens) / prompts,
+        host_ms=1e3 * max(0.0, taken - device) / (after.calls - before.calls),
+        matmul_share=2 * active_parameters(config) * (prompts + answers) / taken / machine,
+    )
+
+
+def _answer(engine: Engine, asked: Sequence[Request], users: int):
+    """(submission, (first, last token), tokens) of each request, times in seconds."""
+    waiting, submitted, seen = list(asked), {}, {}
+
+    def submit() -> None:
+        if waiting:
+            submitted[engine.submit(waiting.pop())] = time.perf_counter()
+
+    for _ in range(users):
+        submit()
+    while engine.busy:
+        fresh = engine.step()
+        now = time.perf_counter()
+        for sequence in fresh:
+            seen[sequence] = (seen.get(sequence, (now,))[0], now)
+            if sequence.ended:
+                submit()
+    return [(at, seen[one], len(one.generated)) for one, at in submitted.items()]
+
+
+def _median_and_95(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.median(values), float(np.percentile(values, 95))
+
+
+def bare_decode(model: GptOss, tokens: int = 256) -> float:
+    """Tokens a second of the decode program alone, one sequence, without an engine around it."""
+    programs = Programs(model, None)
+    state, rules = fresh_state(programs, tokens + MOST_STEPS), endless(model.config.vocab_size)
+    steps = jnp.int32(MOST_STEPS)
+    state, out, _ = programs.decode(model, state, rules, steps)
+    out.block_until_ready()
+    began = time.perf_counter()
+    for _ in range(tokens // MOST_STEPS):
+        state, out, _ = programs.decode(model, state, rules, steps)
+    out.block_until_ready()
+    return tokens / (time.perf_counter() - began)
+
+
+def draw(loads: Sequence[Load], file: Path) -> None:
+    """Writes a picture: tokens a second, and the time to the first token, over users.
+
+    Raises:
+      OSError: the file cannot be written.
+      ValueError: its ending is of no picture.
+    """
+    # Late: it takes half a second to import.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    speed, wait = figure.subplots(1, 2)
+    users = [load.users for load in loads]
+    speed.plot(users, [load.tokens_per_second for load in loads], "o-")
+    speed.set(xlabel="users", ylabel="generated tokens/s", ylim=0)
+    for index, label in enumerate(("median", "95 %")):
+        wait.plot(users, [load.first_token_ms[index] for load in loads], "o-", label=label)
+    wait.set(xlabel="users", ylabel="time to first token, ms", ylim=0)
+    wait.legend()
+    figure.savefig(file)
