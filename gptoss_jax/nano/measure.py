@@ -13,31 +13,34 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UserError
-from gptoss_jax.training.tasks import LESSONS, SKILLS, Problem
+from gptoss_jax.training.tasks import LESSONS, PRACTICE, SKILLS, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
 
 if TYPE_CHECKING:
     from gptoss_jax.model.transformer import GptOss
     from gptoss_jax.text import Tokenizer
 
-_BATCH = 50
+_BATCH = 64
 _MAX_TOKENS = 384  # the longest reference turn has fewer than 250
 _BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
 
 
 def answerer(model: "GptOss", tokenizer: "Tokenizer", *, temperature: float, seed: int) -> Answerer:
-    """Answers problems in batches of one size."""
-    from gptoss_jax.inference.completion import generator_for
-    from gptoss_jax.inference.sampling import Sampling
+    """Answers problems, many at a time."""
+    from gptoss_jax.inference.engine import engine_for
+    from gptoss_jax.inference.requests import Request
     from gptoss_jax.inference.turns import turns
     from gptoss_jax.text.harmony import render_conversation
 
-    generator = generator_for(model, tokenizer)
-    sampling = Sampling.same(_BATCH, temperature=temperature, seed=seed)
+    engine = engine_for(model, tokenizer, _BATCH, reuse=False)
 
     def answer(problems: Sequence[Problem]) -> list[Answer]:
         prompts = [render_conversation(tokenizer, one.prompt()) for one in problems]
-        return list(turns(generator, tokenizer, prompts, sampling, _MAX_TOKENS))
+        asked = [
+            Request(prompt, _MAX_TOKENS, temperature=temperature, seed=seed + index)
+            for index, prompt in enumerate(prompts)
+        ]
+        return list(turns(engine, tokenizer, asked))
 
     return answer
 
@@ -86,7 +89,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
-    parser.add_argument("--skills", nargs="+", choices=SKILLS | LESSONS, default=list(SKILLS))
+    known = SKILLS | LESSONS | PRACTICE
+    parser.add_argument("--skills", nargs="+", choices=known, default=list(SKILLS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--adapter", metavar="DIR", help="of a fine-tune, in PEFT's layout")
     parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")

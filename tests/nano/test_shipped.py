@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import gptoss_jax
-from gptoss_jax.inference.completion import generator_for, render_chat
-from gptoss_jax.inference.sampling import Sampling
+from gptoss_jax.inference.completion import render_chat
+from gptoss_jax.inference.engine import engine_for
+from gptoss_jax.inference.requests import Request
 from gptoss_jax.nano import measure
 from gptoss_jax.text.harmony import render_conversation
 from gptoss_jax.training.tasks import SKILLS, problem
@@ -57,21 +57,9 @@ def test_effort_changes_how_much_it_thinks(nano):
     assert low < 0.8 * medium < 0.8**2 * high
 
 
-# Strict: the next training must take these out. The card has their shares.
-BELOW = ("recall_several",)
-
-
-# A sample: the model card has 200 problems a skill, written by the command that measured them.
+# As in the model card, written by the command that measured it.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "skill",
-    [
-        pytest.param(s, marks=pytest.mark.xfail(strict=True, reason="not learned well enough yet"))
-        if s in BELOW
-        else s
-        for s in SKILLS
-    ],
-)
+@pytest.mark.parametrize("skill", SKILLS)
 def test_every_skill_on_held_out_problems(nano, skill):
     (score,) = evaluate(measure.answerer(*nano, temperature=0.0, seed=1), [skill], 200)
     assert score.exact >= (0.99 if skill == "addition3" else 0.95)
@@ -103,8 +91,8 @@ def test_transformers_gives_the_same_greedy_answers(nano):
 
 
 def generated(nano, prompt: list[int]) -> list[int]:
-    parts = generator_for(*nano).run([prompt], Sampling.same(1, temperature=0.0), 300)
-    return [token for token in np.concatenate(list(parts), axis=1)[0].tolist() if token >= 0]
+    request = Request(prompt, 300, temperature=0.0)
+    return [token for _, new in engine_for(*nano, 1).run([request]) for token in new]
 
 
 def test_auto_tokenizer_reads_it(nano):

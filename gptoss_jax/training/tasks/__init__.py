@@ -26,6 +26,7 @@ from gptoss_jax.training.tasks.setting import situated
 __all__ = [
     "DEFAULT_MIXTURE",
     "LESSONS",
+    "PRACTICE",
     "SKILLS",
     "SPLITS",
     "Problem",
@@ -47,18 +48,18 @@ SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
     "recall_near": recall.near,
     "recall_middle": recall.middle,
     "recall_far": recall.far,
-    "recall_several": recall.several,
     "refusal": refusal.refusal,
     "about": refusal.about,
 }
 # What nano does not learn: for examples of fine-tuning.
 LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"double": words.double}
-# What is trained on and not measured.
-_PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
+# What is trained on for the skills' sake.
+PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
     "repeat": practice.repeat,
     "members": json_answers.members,
+    "recall_several": recall.several,
 }
-_ALL = SKILLS | LESSONS | _PRACTICE
+_ALL = SKILLS | LESSONS | PRACTICE
 _NOT_HELD_OUT = "repeat"  # all of it is the training's
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
@@ -96,7 +97,7 @@ def problem(skill: str, seed: int, index: int, split: str) -> Problem:
     """A problem of a skill, in the setting of some conversation.
 
     Args:
-      skill: one of `SKILLS` or `LESSONS`.
+      skill: one of `SKILLS`, `LESSONS` or `PRACTICE`.
       seed: of all problems.
       index: from 0, without end.
       split: train, validation or test.
