@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gptoss_jax import sharding
-from gptoss_jax.kernels.attention.xla import PAGES_A_BLOCK
+from gptoss_jax.kernels.attention.xla import pages_a_block
 from gptoss_jax.kernels.moe.pairs import tile_size
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import Adapter
@@ -151,7 +151,7 @@ def decode_rounds(
         "decode_steps": 1,
         "active_experts": _busiest(config, own, split, ways),
         "expert_tiles": _busiest(config, own, split, ways, size),
-        "cache_pages": -(-context // (PAGES_A_BLOCK * PAGE)),
+        "cache_pages": -(-context // (pages_a_block(own) * PAGE)),
     }
 
 

@@ -80,7 +80,7 @@ def small_blocks(monkeypatch):
     """Blocks of 8 queries (the least), 3 spans, 2 pages a block: small cases go through all."""
     monkeypatch.setattr(xla, "_MAX_SCORES", 1)
     monkeypatch.setattr(xla, "_SPANS", 3)
-    monkeypatch.setattr(xla, "PAGES_A_BLOCK", 2)
+    monkeypatch.setattr(xla, "_PAGES_A_BLOCK", 2 * BATCH)
 
 
 # A table, several cases a line: not one each.

@@ -15,7 +15,7 @@ from gptoss_jax.kernels.attention import reference
 _MAX_SCORES = 2**25
 # Causal attention over the whole sequence wastes (1 + 1/n) / 2 of its work with n spans.
 _SPANS = 8
-PAGES_A_BLOCK = 4  # a step of the running softmax
+_PAGES_A_BLOCK = 4  # of all sequences; fewer are not worth a step
 
 
 def attend_aligned(
@@ -118,38 +118,46 @@ def attend_cache(
     """
     batch, queries, heads, head_dim = q_BTNH.shape
     _, kv_heads, _, page = k_PKHS.shape
-    pages = table_BJ.shape[1]
-    shape = (batch, kv_heads, heads // kv_heads, queries)
-    q_BTKGH = q_BTNH.astype(k_PKHS.dtype)
-    q_BTKGH = q_BTKGH.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    block = min(PAGES_A_BLOCK, pages)
+    pages, groups = table_BJ.shape[1], heads // kv_heads
+    shape = (batch, kv_heads, queries, groups)
+    q_BTKGH = q_BTNH.astype(k_PKHS.dtype).reshape(batch, queries, kv_heads, groups, head_dim)
+    # All queries of a key/value head are the rows of one dot.
+    q_BKRH = jnp.moveaxis(q_BTKGH, 2, 1).reshape(batch, kv_heads, queries * groups, head_dim)
+    block = min(pages_a_block(batch), pages)
 
     def body(index, carry):
         largest, total, out = carry
-        # The last block is moved back to end with the cache; keys it reads again are masked.
+        # The last block is moved back to end with the table; keys it reads again are masked.
         first = jnp.minimum(index * block, pages - block)
         ids_BJ = jax.lax.dynamic_slice_in_dim(table_BJ, first, block, axis=1)
         ids = [ids_BJ[:, p] for p in range(block)]
         k, v = ([jnp.take(x, i, axis=0, mode="clip") for i in ids] for x in (k_PKHS, v_PKHS))
         slots = first * page + jnp.arange(block * page)
         new = slots >= index * block * page
-        # A dot a page: one over all pages would want them beside the slots, and a copy.
-        scores = [einsum("BTKGH,BKHS->BKGTS", q_BTKGH, k[p]) for p in range(block)]
         mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
-        scores = jnp.concatenate(scores, axis=-1) * head_dim**-0.5
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        # A dot a page: one over all pages would want them beside the slots, and a copy.
+        scores = jnp.concatenate([einsum("BKRH,BKHS->BKRS", q_BKRH, x) for x in k], axis=-1)
+        scores = scores.reshape(*shape, -1) * head_dim**-0.5
+        scores = jnp.where(mask[:, None, :, None], scores, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
-        of_page = jnp.split(weights.astype(v_PKHS.dtype), block, axis=-1)
-        added = [einsum("BKGTS,BKHS->BKGTH", w, v[p]) for p, w in enumerate(of_page)]
-        out = out * shrink[..., None] + sum(added[1:], start=added[0])
+        rows = weights.astype(v_PKHS.dtype).reshape(*q_BKRH.shape[:3], -1)
+        of_page = zip(jnp.split(rows, block, axis=-1), v, strict=True)
+        added = [einsum("BKRS,BKHS->BKRH", w, x) for w, x in of_page]
+        added = sum(added[1:], start=added[0]).reshape(out.shape)
+        out = out * shrink[..., None] + added
         return new_largest, total * shrink + weights.sum(-1), out
 
-    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, -1, 1)
+    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, 1, groups)
     carry = (jnp.broadcast_to(sinks, shape), jnp.ones(shape), jnp.zeros((*shape, head_dim)))
     steps = jnp.minimum(position_BT.max() // (block * page) + 1, -(-pages // block))
     with jax.named_scope("cache_pages"):
         _, total, out = jax.lax.fori_loop(0, steps, body, carry)
-    out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
+    out_BTKGH = jnp.moveaxis(out / total[..., None], 1, 2)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def pages_a_block(batch: int) -> int:
+    """How many pages of each sequence a step of the running softmax reads."""
+    return max(1, _PAGES_A_BLOCK // batch)
