@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed, interactive
@@ -13,6 +14,9 @@ from gptoss_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
+    from gptoss_jax.text import Tokenizer
+    from gptoss_jax.text.constraints import Constraint
+    from gptoss_jax.text.harmony import ResponseFormat
 
 _EXAMPLES = [
     '"What is 347 + 586?"',
@@ -36,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--raw", action="store_true", help="continue the prompt as plain text, without harmony"
     )
     interactive.add_sampling(parser)
+    _add_constraints(parser)
     reasoning = interactive.add_reasoning(parser)
     reasoning.add_argument(
         "--show-reasoning", action="store_true", help="stream the reasoning to stderr"
@@ -44,6 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument("--json", action="store_true", help="print one JSON object at the end")
     output.add_argument("--stats", action="store_true", help="timings on stderr")
     return parser
+
+
+def _add_constraints(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "Constraints", "of the answer; the reasoning before it stays free. One of:"
+    ).add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="FILE", type=Path, help="JSON of a JSON Schema")
+    group.add_argument("--regex", metavar="RE", help="text that a regular expression matches")
+    group.add_argument("--grammar", metavar="FILE", type=Path, help="text of a Lark grammar")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -69,6 +83,7 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     distributed.join(arguments)
     text = _read_prompt(arguments) if distributed.prints() else ""
     tokenizer, config = interactive.find(arguments)
+    constraint, formats = _constraint(arguments, tokenizer)
     from gptoss_jax.inference import completion
     from gptoss_jax.inference.requests import check_prompt
 
@@ -77,14 +92,39 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
     else:
         roles = {"system": arguments.system, "developer": arguments.developer, "user": text}
         messages = [{"role": role, "content": said} for role, said in roles.items() if said]
-        prompt = completion.render_chat(tokenizer, messages, arguments.reasoning_effort)
+        effort = arguments.reasoning_effort
+        prompt = completion.render_chat(tokenizer, messages, effort, formats)
     prompt = distributed.same(prompt)
     check_prompt(config, prompt, arguments.max_tokens)
     model = interactive.load(arguments, config)
-    request = interactive.request(arguments, prompt)
+    request = interactive.request(arguments, prompt, constraint)
     report = interactive.compile_report(wanted=arguments.stats)
     engine = completion.engine_of_one(model, tokenizer, request, report)
     return completion.Turn(engine, tokenizer, request, raw=arguments.raw)
+
+
+def _constraint(
+    arguments: argparse.Namespace, tokenizer: "Tokenizer"
+) -> "tuple[Constraint | None, list[ResponseFormat]]":
+    """What the answer must follow, and what the prompt says of it."""
+    file = arguments.json_schema or arguments.grammar
+    if file is None and arguments.regex is None:
+        return None, []
+    from gptoss_jax.text import constraints
+    from gptoss_jax.text.harmony import ResponseFormat
+
+    text = file.expanduser().read_text(encoding="utf-8") if file else ""
+    formats = []
+    try:
+        if arguments.json_schema:
+            schema = json.loads(text)
+            formats = [ResponseFormat("answer", schema)] if isinstance(schema, dict) else []
+            answer = constraints.json_schema(schema)
+        else:
+            answer = constraints.lark(text) if file else constraints.regex(arguments.regex)
+        return constraints.Constraint(tokenizer, answer, raw=arguments.raw), formats
+    except (ValueError, constraints.GrammarError) as error:
+        raise UserError(f"{file or f'--regex {arguments.regex}'}: {error}") from None
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptoss_jax.model.config import Config
     from gptoss_jax.model.transformer import GptOss
     from gptoss_jax.text import Tokenizer
+    from gptoss_jax.text.constraints import Constraint
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +102,9 @@ def load(arguments: argparse.Namespace, config: "Config") -> "GptOss":
     return load_with(arguments.checkpoint, arguments.adapter, jnp.dtype(arguments.dtype), mesh)
 
 
-def request(arguments: argparse.Namespace, prompt: Sequence[int]) -> "Request":
+def request(
+    arguments: argparse.Namespace, prompt: Sequence[int], constraint: "Constraint | None" = None
+) -> "Request":
     """A prompt to be continued as the flags of sampling say."""
     from gptoss_jax.inference.requests import Request
 
@@ -113,6 +116,7 @@ def request(arguments: argparse.Namespace, prompt: Sequence[int]) -> "Request":
         top_k=arguments.top_k,
         min_p=arguments.min_p,
         seed=arguments.seed,
+        constraint=constraint,
     )
 
 

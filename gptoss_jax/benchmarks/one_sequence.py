@@ -22,4 +22,5 @@ def fresh_state(programs: Programs, positions: int) -> State:
 def endless(vocab_size: int) -> Rules:
     """Greedy, and no token ends the sequence."""
     nothing_V = np.zeros((vocab_size,), bool)
-    return Rules(Sampling.of([None]), nothing_V, nothing_V, np.full((1,), 2**30, np.int32))  # pyright: ignore[reportArgumentType]
+    limit_1, anything = np.full((1,), 2**30, np.int32), np.zeros((1, 0), np.int32)
+    return Rules(Sampling.of([None]), nothing_V, nothing_V, limit_1, anything)  # pyright: ignore[reportArgumentType]

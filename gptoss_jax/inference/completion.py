@@ -18,6 +18,7 @@ from gptoss_jax.text.harmony import (
     Event,
     HarmonyParser,
     Message,
+    ResponseFormat,
     from_chat,
     render_conversation,
     to_turn,
@@ -169,6 +170,7 @@ def render_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     reasoning_effort: str | None = None,
+    response_formats: Sequence[ResponseFormat] = (),
 ) -> list[int]:
     """Prompt ids of a conversation in the chat API's form, today's date in its system message.
 
@@ -177,6 +179,7 @@ def render_chat(
     """
     conversation = from_chat(
         messages,
+        response_formats=response_formats,
         effort=reasoning_effort or "medium",  # pyright: ignore[reportArgumentType]
         current_date=datetime.date.today().isoformat(),
     )

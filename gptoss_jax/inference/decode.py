@@ -58,12 +58,14 @@ class Rules:
       banned_V: bool, ids never sampled.
       stops_V: bool, ids that end a sequence.
       limit_B: int32, the number of positions, prompt included, at which a sequence ends.
+      allowed_BW: int32, a bit for each id that may come next, 32 a word; W = 0: any may.
     """
 
     sampling: Sampling
     banned_V: jax.Array
     stops_V: jax.Array
     limit_B: jax.Array
+    allowed_BW: jax.Array
 
 
 def pools(model: GptOss, *, pages: int, rings: int, platform: str) -> list[LayerCache]:
@@ -91,12 +93,22 @@ def prefill(
       (the new state, int32 [B, 1] newest tokens of the whole batch, bool scalar: all are done).
     """
     logits_BV, cache = model.extend(tokens_BT, added_B, state.cache)
-    sampled_B = sample(logits_BV, rules.sampling, cache.length_B, rules.banned_V)
+    sampled_B = sample(logits_BV, rules.sampling, cache.length_B, _banned(rules))
     token_B = jnp.where(added_B > 0, sampled_B, state.token_B)
     state = State(cache, token_B, _is_done(token_B, cache.length_B, rules))
     batch_axes = sharding.current(model.config).batch
     newest_B1 = sharding.gathered(token_B[:, None], batch_axes, axis=0)
     return state, newest_B1, _all_done(state, batch_axes)
+
+
+def _banned(rules: Rules) -> jax.Array:
+    """bool [B, V], or [1, V] where no row is constrained."""
+    banned_1V = rules.banned_V[None]
+    if not rules.allowed_BW.shape[1]:
+        return banned_1V
+    id_V = jnp.arange(banned_1V.shape[1])
+    words_BV = rules.allowed_BW[:, id_V // 32]
+    return banned_1V | ((words_BV >> (id_V % 32)[None]) & 1 == 0)
 
 
 def _all_done(state: State, batch_axes: sharding.Axes) -> jax.Array:
@@ -126,6 +138,7 @@ def decode(
       bool scalar: all are done).
     """
     batch_axes = sharding.current(model.config).batch
+    banned_BV = _banned(rules)
 
     def unfinished(carry):
         index, state, _ = carry
@@ -137,7 +150,7 @@ def decode(
         logits_BV, cache = model.extend(
             state.token_B[:, None], going_B.astype(jnp.int32), state.cache
         )
-        sampled_B = sample(logits_BV, rules.sampling, cache.length_B, rules.banned_V)
+        sampled_B = sample(logits_BV, rules.sampling, cache.length_B, banned_BV)
         token_B = jnp.where(going_B, sampled_B, state.token_B)
         column_B1 = jnp.where(going_B, sampled_B, -1)[:, None]
         out_BS = jax.lax.dynamic_update_slice_in_dim(out_BS, column_B1, index, axis=1)

@@ -110,6 +110,8 @@ class Engine:
                 f"{self._room.pages}; ask for fewer tokens"
             )
         sequence = requests.Sequence(request, self._submitted, limit, prompt)
+        if request.constraint is not None:
+            sequence.matcher = request.constraint.matcher()
         self._submitted += 1
         self._scheduler.add(sequence)
         return sequence
@@ -122,6 +124,8 @@ class Engine:
         """Waits for the device call under way, begins the next; the sequences with new tokens."""
         fresh = self._settle() if self._settle else []
         self._settle = None
+        for sequence in fresh:
+            self._follow(sequence)
         call = self._scheduler.next(self._runner.most_steps)
         if isinstance(call, Prefill):
             newest = self._runner.prefill(call)
@@ -130,6 +134,13 @@ class Engine:
             tokens = self._runner.decode(call)
             self._settle = lambda: self._scheduler.decoded(call, tokens(), self._stops)
         return fresh
+
+    def _follow(self, sequence: requests.Sequence) -> None:
+        """Tells a constraint what came; a constrained sequence gets one token a step."""
+        if sequence.matcher is not None and not sequence.ended:
+            sequence.matcher.accept(sequence.tokens[-1])
+            if sequence.matcher.problem:
+                self.cancel(sequence)
 
     def run(self, asked: Iterable[Request]) -> Iterator[tuple[int, list[int]]]:
         """Submits all; gives (number of the request, its new tokens) as they come.

@@ -3,9 +3,13 @@
 import dataclasses
 import enum
 from collections.abc import Sequence as Tokens
+from typing import TYPE_CHECKING
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import Config
+
+if TYPE_CHECKING:
+    from gptoss_jax.text.constraints import Constraint, Matcher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Request:
       min_p: tokens at least this fraction as likely as the likeliest.
       seed: with a token's position, all that its random numbers depend on.
       priority: requests of a higher one begin first.
+      constraint: what the answer must follow, None for nothing.
     """
 
     prompt: Tokens[int]
@@ -31,6 +36,7 @@ class Request:
     min_p: float = 0.0
     seed: int = 0
     priority: int = 0
+    constraint: "Constraint | None" = None
 
 
 class Stage(enum.Enum):
@@ -61,6 +67,7 @@ class Sequence:
       reused: prompt tokens that were in the cache already.
       served: the number of the step that last prefilled it.
       cancelled: to be ended before the next step.
+      matcher: of its request's constraint.
     """
 
     request: Request
@@ -77,6 +84,7 @@ class Sequence:
     reused: int = 0
     served: int = 0
     cancelled: bool = False
+    matcher: "Matcher | None" = None
 
     @property
     def generated(self) -> list[int]:

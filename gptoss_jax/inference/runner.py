@@ -169,7 +169,9 @@ class Runner:
     def _rules(self, rows: Sequence[requests.Sequence | None]) -> Rules:
         limits = [sequence.limit if sequence else 0 for sequence in rows]
         sampling = Sampling.of([sequence.request if sequence else None for sequence in rows])
-        rules = Rules(sampling, self._banned_V, self._stops_V, np.asarray(limits, np.int32))  # pyright: ignore[reportArgumentType]
+        limit_B = np.asarray(limits, np.int32)
+        allowed_BW = _allowed(rows, len(self._banned_V))
+        rules = Rules(sampling, self._banned_V, self._stops_V, limit_B, allowed_BW)  # pyright: ignore[reportArgumentType]
         return self._programs.placed(rules, self._programs.rules)
 
     def _run(self, name: str, arguments: tuple) -> tuple[jax.Array, float]:
@@ -203,6 +205,18 @@ class Runner:
         program = lowered.compile(compiler_options=compiler_options(self._platform))
         self._report(f"compiled {name} in {time.perf_counter() - began:.1f} s")
         return program
+
+
+def _allowed(rows: Sequence[requests.Sequence | None], vocab_size: int) -> np.ndarray:
+    """int32 [B, W], see `Rules`; no words where no row is constrained."""
+    matchers = [sequence.matcher if sequence else None for sequence in rows]
+    if not any(matchers):
+        return np.zeros((len(rows), 0), np.int32)
+    allowed_BW = np.full((len(rows), -(-vocab_size // 32)), -1, np.int32)
+    for row, matcher in enumerate(matchers):
+        if matcher is not None:
+            matcher.mask(allowed_BW[row : row + 1])
+    return allowed_BW
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

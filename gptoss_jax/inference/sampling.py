@@ -50,7 +50,7 @@ class Sampling:
 
 
 def sample(
-    logits_BV: jax.Array, sampling: Sampling, position_B: jax.Array, banned_V: jax.Array
+    logits_BV: jax.Array, sampling: Sampling, position_B: jax.Array, banned_BV: jax.Array
 ) -> jax.Array:
     """int32 [B] tokens from float32 logits [B, V].
 
@@ -59,13 +59,13 @@ def sample(
       sampling: see there. Filters apply to the tempered distribution: top-k, then top-p over what
         is left, then min-p.
       position_B: the position each sampled token will have.
-      banned_V: bool; ids that have no token string and must never be chosen.
+      banned_BV: bool, ids that must not be chosen; or [1, V], the same for every row.
     """
-    greedy_B = jnp.argmax(jnp.where(banned_V[None], -jnp.inf, logits_BV), axis=-1)
+    greedy_B = jnp.argmax(jnp.where(banned_BV, -jnp.inf, logits_BV), axis=-1)
     greedy = sampling.temperature_B == 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
     # After the division: minus infinity over a huge temperature is not a number.
-    scaled_BV = jnp.where(banned_V[None], -jnp.inf, scaled_BV)
+    scaled_BV = jnp.where(banned_BV, -jnp.inf, scaled_BV)
     # Without any filter a sort of the vocabulary is saved.
     filters_B = (sampling.top_p_B < 1) | (sampling.top_k_B > 0) | (sampling.min_p_B > 0)
     scaled_BV = jax.lax.cond(filters_B.any(), _filtered, lambda x, _: x, scaled_BV, sampling)

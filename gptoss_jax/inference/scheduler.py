@@ -272,6 +272,9 @@ class Scheduler:
     # --- Answers ---------------------------------------------------------------------------------
 
     def _decode(self, steps: int) -> Decode | None:
+        running = [s for part in self.parts for s in part.running]
+        if any(s.matcher for s in running):
+            steps = 1  # the host says what may come after each token
         for part in self.parts:
             steps = self._make_room(part, steps)
         of_part = [[s for s in part.running if s.stage is Stage.DECODING] for part in self.parts]

@@ -120,7 +120,8 @@ def call(
     state = State.idle(layers, rows, pages + 1)
     nothing_V = np.zeros((config.vocab_size,), bool)
     sampling = Sampling.of([None] * rows)
-    rules: Any = Rules(sampling, nothing_V, nothing_V, np.zeros((rows,), np.int32))  # pyright: ignore[reportArgumentType]
+    limits, anything = np.zeros((rows,), np.int32), np.zeros((rows, 0), np.int32)
+    rules: Any = Rules(sampling, nothing_V, nothing_V, limits, anything)  # pyright: ignore[reportArgumentType]
     state, rules = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         for tree in (state, rules)

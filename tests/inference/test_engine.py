@@ -1,16 +1,25 @@
 """The engine against the full forward, and many requests against each alone."""
 
+import dataclasses
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import gptoss_jax
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.completion import render_chat
+from gptoss_jax.inference.engine import Engine, engine_for
 from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.turns import turns
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text import constraints
+from gptoss_jax.text.constraints import Constraint
 
 CONFIG = Config(
     num_layers=2,
@@ -247,3 +256,35 @@ def test_a_short_request_does_not_wait_for_a_long_prompt(small_pages, model):
         engine.step()
         calls += 1
     assert not long.generated and calls <= 3  # a chunk of the long one, its own, and settling it
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return gptoss_jax.load("nano", dtype="float32")
+
+
+def test_constrained_and_free_requests_run_together(nano):
+    model, tokenizer = nano
+    engine = engine_for(model, tokenizer, 2, max_tokens=256)
+    prompt = render_chat(tokenizer, [{"role": "user", "content": "What is 347 + 586?"}])
+    constraint = Constraint(tokenizer, constraints.regex("[a-c]{4}"))
+    bound = Request(prompt, 120, temperature=0.0, constraint=constraint)
+    free = dataclasses.replace(bound, constraint=None)
+    texts = [turn.text for turn in turns(engine, tokenizer, [bound, free])]
+    assert re.fullmatch("[a-c]{4}", texts[0])
+    assert texts[1] == "933"
+
+
+def test_whatever_the_temperature_a_constraint_holds(nano):
+    model, tokenizer = nano
+    engine = engine_for(model, tokenizer, 2, max_tokens=256)
+    schema = {"type": "array", "items": {"enum": [1, 22, "x"]}, "minItems": 2, "maxItems": 3}
+    constraint = Constraint(tokenizer, constraints.json_schema(schema), raw=True)
+    asked = [
+        Request([1 + seed], 60, temperature=5.0, seed=seed, constraint=constraint)
+        for seed in range(8)
+    ]
+    for made in answers(engine, asked):
+        assert made[-1] in tokenizer.stop_ids
+        value = json.loads(tokenizer.decode(made[:-1]))
+        assert 2 <= len(value) <= 3 and all(item in (1, 22, "x") for item in value)

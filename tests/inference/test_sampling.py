@@ -24,7 +24,7 @@ def logits(rows: int, seed: int = 0) -> jax.Array:
 
 
 def nothing() -> jax.Array:
-    return jnp.zeros((V,), bool)
+    return jnp.zeros((1, V), bool)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_banned_ids_are_never_chosen(temperature):
     banned = row > jnp.sort(row)[5]  # all but six
     many = jnp.broadcast_to(row[None], (500, V))
     sampling = same(500, temperature=temperature, top_k=20)
-    tokens = np.asarray(draw(many, sampling, jnp.arange(500), banned))
+    tokens = np.asarray(draw(many, sampling, jnp.arange(500), banned[None]))
     assert not np.asarray(banned)[tokens].any()
 
 
@@ -135,5 +135,5 @@ def test_no_temperature_makes_a_banned_id_likely(temperature, filters):
     banned = jnp.arange(V) >= 3
     rows = logits(500, seed=4)
     sampling = same(500, temperature=temperature, **filters)
-    ids = np.asarray(draw(rows, sampling, jnp.arange(500), banned))
+    ids = np.asarray(draw(rows, sampling, jnp.arange(500), banned[None]))
     assert set(ids.tolist()) == {0, 1, 2}

@@ -1,0 +1,146 @@
+"""Masks of whole turns, with both kinds of tokenizers; what is no grammar is said in a line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gptoss_jax
+from gptoss_jax.text import constraints, load_tokenizer, o200k_harmony
+from gptoss_jax.text.constraints import Constraint, GrammarError
+
+pytestmark = pytest.mark.fast
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module", params=["nano", "o200k"])
+def tokenizer(request):
+    directory = Path(gptoss_jax.__file__).parent / "nano"
+    return load_tokenizer(directory) if request.param == "nano" else o200k_harmony()
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    """Harmony as it is written, specials by name."""
+    ids = []
+    while text:
+        special = next((s for s in tokenizer.specials if text.startswith(s)), None)
+        cut = len(special) if special else text.find("<|", 1) % (len(text) + 1)
+        piece, text = text[:cut], text[cut:]
+        ids += [tokenizer.token_id(special)] if special else tokenizer.encode(piece)
+    return ids
+
+
+def allowed(matcher, tokenizer) -> np.ndarray:
+    words = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
+    matcher.mask(words)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    return bits[: tokenizer.vocab_size].astype(bool)
+
+
+def first_refused(tokenizer, constraint: Constraint, text: str) -> str | None:
+    """The bytes of the first token that may not come; None if all may."""
+    matcher = constraint.matcher()
+    for token in ids_of(tokenizer, text):
+        if not allowed(matcher, tokenizer)[token]:
+            return (tokenizer.token_bytes(token) or b"").decode()
+        matcher.accept(token)
+        assert not matcher.problem
+    return None
+
+
+THOUGHT = "<|channel|>analysis<|message|>Hm {<x>}\nand so on.<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        THOUGHT + FINAL + '{"name":"Kim","age":7}<|return|>',
+        FINAL + '{"name": "é\\n", "age": -70}<|return|>',
+        THOUGHT + '<|channel|>final <|constrain|>json<|message|>{"name":"","age":0}<|return|>',
+    ],
+)
+def test_turns_that_follow_the_schema(tokenizer, turn):
+    assert (
+        first_refused(tokenizer, Constraint(tokenizer, constraints.json_schema(SCHEMA)), turn)
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("turn", "refused"),
+    [
+        (FINAL + '{"name":"Kim"}<|return|>', '"}'),
+        (FINAL + '{"name":"Kim","age":7}', None),
+        (FINAL + '{"name":"Kim","age":7<|return|>', "<|return|>"),
+        (THOUGHT + THOUGHT, "analysis"),
+        ("<|channel|>commentary<|message|>", "commentary"),
+        ("<|channel|>analysis<|message|>Hm<|return|>", "<|return|>"),
+        (FINAL + "<|end|>", "<|end|>"),
+    ],
+)
+def test_turns_that_do_not(tokenizer, turn, refused):
+    constraint = Constraint(tokenizer, constraints.json_schema(SCHEMA))
+    found = first_refused(tokenizer, constraint, turn)
+    # A tokenizer may cut words smaller, and then refuses a part of one.
+    assert found == refused or (refused and found and found in refused)
+
+
+def test_after_the_answer_only_the_end_may_come(tokenizer):
+    matcher = Constraint(tokenizer, constraints.regex("[0-9]{2}")).matcher()
+    for token in ids_of(tokenizer, FINAL + "42"):
+        matcher.accept(token)
+    (left,) = np.flatnonzero(allowed(matcher, tokenizer))
+    assert left == tokenizer.token_id("<|return|>")
+
+
+def test_an_id_without_a_string_never_comes(tokenizer):
+    matcher = Constraint(tokenizer, constraints.regex("(.|\n)*"), raw=True).matcher()
+    may_come = allowed(matcher, tokenizer)
+    assert may_come.any()
+    assert not may_come[tokenizer.unsampleable_ids(tokenizer.vocab_size)].any()
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "follows"),
+    [
+        (constraints.regex("a/b"), "a/b", True),
+        (constraints.regex(r"a\/b\\/c"), "a/b\\/c", True),
+        (constraints.regex("a/b"), "ab", False),
+        (constraints.regex("a\nb"), "a\nb", True),
+        (constraints.lark('start: "x" n\nn: /[0-9]+/'), "x42", True),
+        (constraints.lark('start: "x" n\nn: /[0-9]+/'), "y42", False),
+    ],
+)
+def test_expressions_and_grammars(tokenizer, answer, text, follows):
+    constraint = Constraint(tokenizer, answer, raw=True)
+    assert (first_refused(tokenizer, constraint, text) is None) == follows
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (constraints.json_schema({"type": "nope"}), "Invalid type: nope"),
+        (constraints.json_schema({"$ref": "http://x/y"}), "http://x/y"),
+        (constraints.regex("(a"), "invalid regex"),
+        (constraints.lark('start: "a" foo'), "foo"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said_in_a_line(tokenizer, answer, message):
+    with pytest.raises(GrammarError, match=message) as error:
+        Constraint(tokenizer, answer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_schema_is_not_lost_in_escapes(tokenizer):
+    schema = {"type": "string", "enum": ['a"b', "c\\d", "é / ☃", "}"]}
+    constraint = Constraint(tokenizer, constraints.json_schema(schema), raw=True)
+    for value in schema["enum"]:
+        assert first_refused(tokenizer, constraint, json.dumps(value, ensure_ascii=False)) is None
