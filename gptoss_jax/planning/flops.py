@@ -1,8 +1,13 @@
-"""Multiplications and additions of a program's dots, before the compiler has fused them."""
+"""Multiplications and additions of a program's dots, before the compiler has fused them.
+
+A kernel of packed weights multiplies each of those that it reads with as many rows as its matmul
+unit takes.
+"""
 
 import math
 from collections.abc import Mapping
 
+from gptoss_jax.kernels.moe.mosaic_gpu import UNIT_ROWS
 from gptoss_jax.planning.hlo import Computation, Instruction, Module
 from gptoss_jax.planning.walk import Walk
 
@@ -19,6 +24,11 @@ def counted(module: Module, trips: Mapping[str, float]) -> float:
 
 class _Counter(Walk):
     def own(self, one: Instruction, within: Computation) -> float:
+        if one.opcode == "custom-call" and (share := self.share(one)) is not None:
+            # The scales are packed too; two weights a byte of the larger array.
+            packed = [within[name] for name in one.operands if within[name].packed]
+            weights = 2 * max((each.arrays[0].nbytes for each in packed), default=0)
+            return 2.0 * UNIT_ROWS * share * weights
         if one.opcode != "dot":
             return 0.0
         left = within[one.operands[0]].arrays[0].dims
