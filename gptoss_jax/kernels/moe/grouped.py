@@ -6,6 +6,7 @@ For a kernel that takes any number of tiles and reads packed weights, see `mosai
 import jax
 import jax.numpy as jnp
 
+from gptoss_jax.kernels import hopper
 from gptoss_jax.kernels.moe import mosaic_gpu
 from gptoss_jax.kernels.moe.experts import Experts, ExpertWeight, swiglu
 from gptoss_jax.kernels.moe.pairs import sort_pairs
@@ -20,7 +21,7 @@ def takes(x_RD: jax.Array, experts: Experts) -> bool:
     weights = (experts.w_gate_up, experts.w_down)
     fitting = all(isinstance(w, MXFP4) and mosaic_gpu.fits(*w.shape[1:]) for w in weights)
     few = x_RD.dtype == jnp.bfloat16 and x_RD.shape[0] <= _MOST_ROWS
-    return fitting and few and mosaic_gpu.has_device()
+    return fitting and few and hopper.is_target()
 
 
 def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Experts) -> jax.Array:

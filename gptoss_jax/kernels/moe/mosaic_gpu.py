@@ -1,12 +1,10 @@
 """Tiles of rows times packed weights on Hopper, dequantised in shared memory.
 
 A tile is some rows of one expert. Its program's weights are read once, as bytes; a tile that is not
-there reads nothing. Written in Pallas for Mosaic GPU, which multiplies by `wgmma`: Blackwell has
-another matmul unit and takes the XLA form.
+there reads nothing. Written in Pallas for Mosaic GPU.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +18,6 @@ from gptoss_jax.mxfp4 import GROUP, HALF, MXFP4
 
 # Rows that wgmma multiplies at once, however few a tile has.
 UNIT_ROWS = 64
-_HOPPER = re.compile(r"\bG?H\d+\b")
 _INPUTS = 64  # of a step: 128 bytes of bfloat16, a line of swizzled shared memory
 _COLUMNS = (192, 128, 64)  # of a program
 _STAGES = 4  # steps whose bytes are under way or in use
@@ -31,15 +28,6 @@ _128 = 0x4300  # as bfloat16
 _LAYOUT = plgpu.Layout.TILED(
     plgpu.Tiling(((8, 64), (2, 64), (4,))), warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1
 )
-
-
-def has_device() -> bool:
-    """Whether Hopper is compiled for, by the name of the devices.
-
-    Those of the mesh, which may not be here, else this process's.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return _HOPPER.search(device.device_kind) is not None
 
 
 def fits(inputs: int, outputs: int) -> bool:
