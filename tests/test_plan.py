@@ -205,6 +205,9 @@ def test_bytes_and_flops_of_a_kernel_counted_by_hand():
     assert traffic.moved(of_8, tiles) == x + 2 * 340 + expert + y
     # Each of 64 rows of the matmul unit, with two weights a byte of the blocks.
     assert flops.counted(of_8, tiles) == 2 * 64 * (2 * 64 * 10)
+    # Taken for attention, 64 rows with each of what would be the keys.
+    keys = hlo.parse(KERNEL.replace("SCOPE", "attend_cache"))
+    assert flops.counted(keys, tiles) == 2 * 64 * (8 * 32 * 10)
     of_all = hlo.parse(KERNEL.replace("SCOPE", "any"))
     assert traffic.moved(of_all, tiles) == x + 8 * 340 + expert + y
     assert flops.counted(of_all, tiles) == 0
