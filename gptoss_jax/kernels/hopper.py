@@ -4,6 +4,8 @@ import re
 
 import jax
 
+# Rows that wgmma multiplies at once, however few are needed.
+UNIT_ROWS = 64
 _NAME = re.compile(r"\bG?H\d+\b")
 
 

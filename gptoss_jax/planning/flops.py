@@ -7,8 +7,7 @@ every key. What one multiplies without that unit, attention's values, does not c
 import math
 from collections.abc import Mapping
 
-from gptoss_jax.kernels.attention.mosaic_gpu import ROWS
-from gptoss_jax.kernels.moe.mosaic_gpu import UNIT_ROWS
+from gptoss_jax.kernels.hopper import UNIT_ROWS
 from gptoss_jax.planning.hlo import Computation, Instruction, Module
 from gptoss_jax.planning.walk import Walk
 
@@ -40,5 +39,5 @@ class _Counter(Walk):
             return 2.0 * UNIT_ROWS * share * 2 * max(packed, default=0)
         if "attend_cache" in one.op_name.split("/"):
             _, keys, *_ = operands
-            return 2.0 * ROWS * math.prod(keys.arrays[0].dims)
+            return 2.0 * UNIT_ROWS * math.prod(keys.arrays[0].dims)
         return 0.0

@@ -56,12 +56,12 @@ def test_cache(monkeypatch, last, programs):
 
 def test_who_takes_the_kernel(monkeypatch):
     q, k, v, sinks, position = make([5, 6, 7])
-    assert not mosaic_gpu.takes(q, k)  # no Hopper here
+    assert not attention._takes_kernel(q, k)  # no Hopper here
     monkeypatch.setattr(hopper, "is_target", lambda: True)
-    assert mosaic_gpu.takes(q, k)
-    assert not mosaic_gpu.takes(jnp.concatenate([q, q], axis=1), k)
-    assert not mosaic_gpu.takes(q, k.astype(jnp.float32))
-    assert not mosaic_gpu.takes(q, k[..., :64])
+    assert attention._takes_kernel(q, k)
+    assert not attention._takes_kernel(jnp.concatenate([q, q], axis=1), k)
+    assert not attention._takes_kernel(q, k.astype(jnp.float32))
+    assert not attention._takes_kernel(q, k[..., :64])
     # Compiled for this platform all the same, the other form runs.
     k, v = jnp.nan_to_num(k), jnp.nan_to_num(v)
     actual, expected = (

@@ -1,13 +1,18 @@
 """Attention with sinks: causal, grouped queries, sliding or full."""
 
 import jax
+import jax.numpy as jnp
 
-from gptoss_jax.kernels.attention import mosaic_gpu, xla
+from gptoss_jax.kernels import hopper
+from gptoss_jax.kernels.attention import xla
 from gptoss_jax.kernels.attention.packed import attend_packed
 from gptoss_jax.kernels.attention.reference import attend
 from gptoss_jax.kernels.attention.xla import attend_aligned
 
 __all__ = ["attend", "attend_aligned", "attend_cache", "attend_packed"]
+
+# Head dimension and slots of a page that the kernel is written for.
+_PAGE = (64, 128)
 
 
 def attend_cache(
@@ -19,8 +24,18 @@ def attend_cache(
 ) -> jax.Array:
     """Attention of queries at their positions over the cache; see `xla.attend_cache`."""
     operands = (q_BTNH, k_BPKHS, v_BPKHS, sinks_N, position_BT)
-    if not mosaic_gpu.takes(q_BTNH, k_BPKHS):
+    if not _takes_kernel(q_BTNH, k_BPKHS):
         return xla.attend_cache(*operands)
+    # As in `moe.grouped`: Pallas's half for GPUs is imported where it is used.
+    from gptoss_jax.kernels.attention import mosaic_gpu
+
     return jax.lax.platform_dependent(
         *operands, cuda=mosaic_gpu.attend_cache, default=xla.attend_cache
     )
+
+
+def _takes_kernel(q_BTNH: jax.Array, k_BPKHS: jax.Array) -> bool:
+    """One query a sequence, on Hopper."""
+    _, queries, heads, _ = q_BTNH.shape
+    fitting = k_BPKHS.shape[3:] == _PAGE and heads // k_BPKHS.shape[2] <= hopper.UNIT_ROWS
+    return fitting and queries == 1 and k_BPKHS.dtype == jnp.bfloat16 and hopper.is_target()

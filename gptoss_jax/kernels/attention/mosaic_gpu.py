@@ -12,24 +12,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from gptoss_jax.kernels import hopper
+from gptoss_jax.kernels.hopper import UNIT_ROWS
 
-# What the layouts below are for: wgmma's rows are queries of a head in one product, and components
-# of a head in the other.
-ROWS = _HEAD_DIM = 64
+# As many as the rows of a product: one layout is for queries and for components of a head.
+_HEAD_DIM = 64
 _PAGE = 128
 _STAGES = 2
 # Programs that H100 holds at once: two a multiprocessor, by their shared memory.
 _PROGRAMS = 264
 _OF_ROW, _OF_SLOT = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
-
-
-def takes(q_BTNH: jax.Array, k_BPKHS: jax.Array) -> bool:
-    """Whether `attend_cache` can be compiled for these, on the device that is compiled for."""
-    _, queries, heads, _ = q_BTNH.shape
-    _, _, kv_heads, *page = k_BPKHS.shape
-    fitting = page == [_HEAD_DIM, _PAGE] and heads // kv_heads <= ROWS
-    return fitting and queries == 1 and k_BPKHS.dtype == jnp.bfloat16 and hopper.is_target()
 
 
 def attend_cache(
@@ -39,7 +30,7 @@ def attend_cache(
     sinks_N: jax.Array,
     position_B1: jax.Array,
 ) -> jax.Array:
-    """As `xla.attend_cache`, for what `takes` says; a sequence's own pages are read, no others.
+    """As `xla.attend_cache`, for one query a sequence; its own pages are read, no others.
 
     Each program keeps the largest score, the sum and the output of the pages it read, which meet
     each other and the sink here.
@@ -112,12 +103,12 @@ class _Buffers(NamedTuple):
 def _buffers(groups: int) -> _Buffers:
     pages = plgpu.SMEM((_STAGES, _HEAD_DIM, _PAGE), jnp.bfloat16)
     return _Buffers(
-        q=plgpu.SMEM((ROWS, _HEAD_DIM), jnp.bfloat16),
+        q=plgpu.SMEM((UNIT_ROWS, _HEAD_DIM), jnp.bfloat16),
         k=pages,
         v=pages,
         bias=plgpu.SMEM((_STAGES, _PAGE), jnp.float32),
-        weights=plgpu.SMEM((ROWS, _PAGE + 4), jnp.float32),
-        shrink=plgpu.SMEM((ROWS,), jnp.float32),
+        weights=plgpu.SMEM((UNIT_ROWS, _PAGE + 4), jnp.float32),
+        shrink=plgpu.SMEM((UNIT_ROWS,), jnp.float32),
         y=plgpu.SMEM((groups + 2, _HEAD_DIM), jnp.float32),
         arrived=plgpu.Barrier(num_arrivals=3, num_barriers=_STAGES),
         q_arrived=plgpu.Barrier(),
@@ -164,7 +155,7 @@ def _program(q, k, v, bias, pages, y, *, groups: int):
 
 
 def _filled(value: float) -> jax.Array:
-    return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), _OF_ROW)
+    return plgpu.layout_cast(jnp.full((UNIT_ROWS,), value, jnp.float32), _OF_ROW)
 
 
 def _add_page(stage: jax.Array, carry, buffers: _Buffers):
@@ -176,7 +167,7 @@ def _add_page(stage: jax.Array, carry, buffers: _Buffers):
         plgpu.wgmma(scores, buffers.q, buffers.k.at[stage])
         return scores[...]
 
-    scores = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, _PAGE), jnp.float32))
+    scores = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((UNIT_ROWS, _PAGE), jnp.float32))
     scores = scores * _HEAD_DIM**-0.5 + _over_rows(buffers.bias[stage])
     new_largest = jnp.maximum(largest, scores.max(1))
     shrink = jnp.exp(largest - new_largest)
@@ -198,4 +189,4 @@ def _add_page(stage: jax.Array, carry, buffers: _Buffers):
 
 def _over_rows(x: jax.Array) -> jax.Array:
     """A value a slot, the same in all 64 rows."""
-    return lax.broadcast_in_dim(plgpu.layout_cast(x, _OF_SLOT), (ROWS, _PAGE), (1,))
+    return lax.broadcast_in_dim(plgpu.layout_cast(x, _OF_SLOT), (UNIT_ROWS, _PAGE), (1,))

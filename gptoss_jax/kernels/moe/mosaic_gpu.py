@@ -14,10 +14,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from gptoss_jax.kernels.hopper import UNIT_ROWS
 from gptoss_jax.mxfp4 import GROUP, HALF, MXFP4
 
-# Rows that wgmma multiplies at once, however few a tile has.
-UNIT_ROWS = 64
 _INPUTS = 64  # of a step: 128 bytes of bfloat16, a line of swizzled shared memory
 _COLUMNS = (192, 128, 64)  # of a program
 _STAGES = 4  # steps whose bytes are under way or in use
@@ -30,17 +29,12 @@ _LAYOUT = plgpu.Layout.TILED(
 )
 
 
-def fits(inputs: int, outputs: int) -> bool:
-    """Whether weights [E, inputs, outputs] divide into whole tiles."""
-    return inputs % _INPUTS == 0 and outputs % min(_COLUMNS) == 0
-
-
 def matmul(x_TSK: jax.Array, weight: MXFP4, *, expert_T: jax.Array, tiles: jax.Array) -> jax.Array:
     """Each tile of rows times its expert's weight: float32 [T, S, N].
 
     Args:
       x_TSK: bfloat16, S up to `UNIT_ROWS`.
-      weight: [E, K, N].
+      weight: [E, K, N], K and N multiples of 64.
       expert_T: int32.
       tiles: int32 scalar, how many of the T are there; the others' results are not defined.
     """
