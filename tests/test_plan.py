@@ -185,9 +185,43 @@ def test_a_large_loop_of_unknown_rounds_is_refused():
     assert traffic.moved(hlo.parse(PROGRAM.replace("LOOP", "x")), {}) == 904
 
 
+# Packed weights of 8 experts of 64 x 10, and what a kernel multiplies with them.
+KERNEL = """
+ENTRY %main (x: bf16[3,16,64], w: u8[8,32,10], s: u8[16,10], e: s32[3]) -> f32[3,16,10] {
+  %x = bf16[3,16,64]{2,1,0} parameter(0)
+  %w = u8[8,32,10]{2,1,0} parameter(1)
+  %s = u8[16,10]{1,0} parameter(2)
+  %e = s32[3]{0} parameter(3)
+  ROOT %y = f32[3,16,10]{2,1,0} custom-call(%x, %w, %s, %e), custom_call_target="mosaic", metadata={op_name="jit(f)/SCOPE/kernel"}, backend_config={module = "op_name=\"x/active_tiles_of_4/x\" body=%main"}
+}
+"""  # noqa: E501
+
+
+def test_bytes_and_flops_of_a_kernel_counted_by_hand():
+    """Two tiles read 340 bytes each: 32 x 10 of blocks and 2 x 10 of scales."""
+    x, y, expert = 3 * 16 * 64 * 2, 3 * 16 * 10 * 4, 12
+    tiles = {"active_tiles": 2.0}
+    of_8 = hlo.parse(KERNEL.replace("SCOPE", "active_tiles_of_8"))
+    assert traffic.moved(of_8, tiles) == x + 2 * 340 + expert + y
+    # Each of 64 rows of the matmul unit, with two weights a byte of the blocks.
+    assert flops.counted(of_8, tiles) == 2 * 64 * (2 * 64 * 10)
+    # Taken for attention, 64 rows with each of what would be the keys.
+    keys = hlo.parse(KERNEL.replace("SCOPE", "attend_cache"))
+    assert flops.counted(keys, tiles) == 2 * 64 * (8 * 32 * 10)
+    of_all = hlo.parse(KERNEL.replace("SCOPE", "any"))
+    assert traffic.moved(of_all, tiles) == x + 8 * 340 + expert + y
+    assert flops.counted(of_all, tiles) == 0
+
+
 def test_rounds_of_decode():
     rounds = arithmetic.decode_rounds(PRESETS["20b"], {}, 1, 8192)
-    assert rounds == {"decode_steps": 1, "active_experts": 4, "expert_tiles": 4, "cache_pages": 16}
+    assert rounds == {
+        **{"decode_steps": 1, "active_experts": 4, "expert_tiles": 4, "active_tiles": 4},
+        "cache_pages": 16,
+    }
+    # 8 pairs an expert, give or take 2.6: hardly one is chosen by more than a kernel's tile of 16.
+    many = arithmetic.decode_rounds(PRESETS["20b"], {}, 64, 8192)
+    assert 32 < many["active_tiles"] < 32.1
     over = arithmetic.decode_rounds(PRESETS["20b"], {"expert": 4}, 64, 8192)
     # 256 pairs over 4 devices of 8 experts in tiles of 32: nearly all experts have one.
     assert 8 <= over["expert_tiles"] < 9

@@ -13,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from gptoss_jax import sharding
 from gptoss_jax.kernels.attention.xla import pages_a_block
+from gptoss_jax.kernels.moe import grouped
 from gptoss_jax.kernels.moe.pairs import tile_size
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import Adapter
@@ -140,17 +141,19 @@ def busiest(
 def decode_rounds(
     config: Config, shape: Mapping[str, int], batch: int, context: int
 ) -> dict[str, float]:
-    """How often decode's loops go round in one step, by the names of their scopes.
+    """How often decode's loops go round in one step, and a kernel's tiles, by their scopes' names.
 
     On the busiest device, expected under uniform routing, every sequence at its context's end.
     """
     split, ways = sharding.split_of(config, shape), _ways(shape)
-    own, parts = batch // ways(split.batch), ways(split.experts)
-    size = tile_size(own * config.experts_per_token, config.num_experts // parts)
+    own, held = batch // ways(split.batch), config.num_experts // ways(split.experts)
+    size = tile_size(own * config.experts_per_token, held)
+    in_kernel = grouped.tile_size(own, config.experts_per_token, held)
     return {
         "decode_steps": 1,
         "active_experts": _busiest(config, own, split, ways),
         "expert_tiles": _busiest(config, own, split, ways, size),
+        "active_tiles": _busiest(config, own, split, ways, in_kernel),
         "cache_pages": -(-context // (pages_a_block(own) * PAGE)),
     }
 

@@ -66,6 +66,11 @@ class Instruction:
     op_name: str
     is_root: bool
 
+    @property
+    def packed(self) -> bool:
+        """Whether its elements are of one byte each, as experts' weights are."""
+        return all(array.nbytes == math.prod(array.dims) for array in self.arrays)
+
 
 Computation = dict[str, Instruction]
 
@@ -112,6 +117,8 @@ def _instruction(name: str, rest: str, is_root: bool) -> Instruction:
     opcode, _, rest = rest.partition("(")
     end = _closing("(" + rest, 0) - 1
     operands, attributes = rest[: end - 1], rest[end:]
+    if opcode == "custom-call":  # a kernel's own program stands there, in any bytes
+        attributes = attributes.partition("backend_config=")[0]
     called = _CALLED.findall(attributes)
     branches = _BRANCHES.search(attributes)
     body = re.search(r"body=%?([\w.\-]+)", attributes)

@@ -7,6 +7,8 @@ Counted instruction by instruction over the text the compiler ends with:
   copies that bring it there are counted where they stand;
 - of an operand that is only sliced or looked up in, inside a fusion or outside, the slices are
   read; an update in place writes the update alone;
+- of packed weights (of one byte an element) a kernel reads the share that `walk.Walk` says, at
+  all tiles of an expert anew; its other operands, which caches hold, once, and all its results;
 - loops and branches count as `walk.Walk` has it.
 
 By hand, for the loop in `tests/test_plan.py`: each of three trips reads one row of a table
@@ -60,7 +62,11 @@ class _Counter(Walk):
             return _in_memory(update) + _result(update) * _lies(one)
         if one.opcode == "scatter":
             return 2 * _result(within[one.operands[-1]])
-        return _in_memory(one) + sum(_in_memory(within[name]) for name in one.operands)
+        operands = [within[name] for name in one.operands]
+        moved = _in_memory(one) + sum(map(_in_memory, operands))
+        if one.opcode == "custom-call" and (share := self.share(one)) is not None:
+            return moved - (1 - share) * sum(_in_memory(each) for each in operands if each.packed)
+        return moved
 
     def _fusion(self, one: Instruction, within: Computation) -> float:
         inside = self._computations[one.called[0]]

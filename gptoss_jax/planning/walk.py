@@ -44,6 +44,17 @@ class Walk(abc.ABC):
     def own(self, one: Instruction, within: Computation) -> float:
         """What an instruction costs that runs no computation in turn, or a fusion."""
 
+    def share(self, kernel: Instruction) -> float | None:
+        """How much of the experts' weights a kernel reads, by its scope "NAME_of_32".
+
+        Each of the rounds that are expected of the name is for one of 32 experts. None: no scope.
+        """
+        for scope in kernel.op_name.split("/"):
+            said = re.fullmatch(r"(\w+)_of_(\d+)", scope)
+            if said is not None and said[1] in self._trips:
+                return self._trips[said[1]] / int(said[2])
+        return None
+
     def _sum(self, name: str) -> float:
         computation = self._computations[name]
         return sum(self._cost(each, computation) for each in computation.values())

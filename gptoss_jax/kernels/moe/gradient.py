@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gptoss_jax.kernels.moe import weight_gradient, xla
+from gptoss_jax.kernels.moe import dispatch, weight_gradient
 from gptoss_jax.kernels.moe.expert_matmul import expert_matmul, expert_matmul_transposed
 from gptoss_jax.kernels.moe.experts import Experts, swiglu
 from gptoss_jax.kernels.moe.pairs import sort_pairs
@@ -22,11 +22,11 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
     Packed weights, and those that have factors, are constants. Nothing but the arguments is kept
     for the backward pass, which computes the gate and up matmul again.
     """
-    return xla.moe(x_RD, chosen_RX, weight_RX, experts)
+    return dispatch.moe(x_RD, chosen_RX, weight_RX, experts)
 
 
 def _forward(x_RD, chosen_RX, weight_RX, experts):
-    return xla.moe(x_RD, chosen_RX, weight_RX, experts), (x_RD, chosen_RX, weight_RX, experts)
+    return dispatch.moe(x_RD, chosen_RX, weight_RX, experts), (x_RD, chosen_RX, weight_RX, experts)
 
 
 def _backward(saved, g_RD: jax.Array):

@@ -47,6 +47,13 @@ class Pairs:
         first_pair_E = jnp.cumsum(self.counts_E) - self.counts_E
         return expert, first_pair_E[expert] + before, self.counts_E[expert] - before
 
+    def tile_and_slot(self, expert_RX: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(tile, place in it) of each row's pairs with these experts."""
+        first_pair_E = jnp.cumsum(self.counts_E) - self.counts_E
+        first_tile_E = jnp.cumsum(self._tiles) - self._tiles
+        among = self.place_RX - first_pair_E[expert_RX]
+        return first_tile_E[expert_RX] + among // self.size, among % self.size
+
     def rows_at(self, start: jax.Array) -> jax.Array:
         """int32 [size]: the rows of the tile that starts at a pair."""
         return lax.dynamic_slice_in_dim(self.row_P, start, self.size)
@@ -58,16 +65,19 @@ def tile_size(pairs: int, num_experts: int, most: int = _MAX_TILE) -> int:
     return 1 << (share - 1).bit_length()
 
 
-def sort_pairs(chosen_RX: jax.Array, num_experts: int, *, packed: bool = True) -> Pairs:
+def sort_pairs(
+    chosen_RX: jax.Array, num_experts: int, *, packed: bool = True, size: int | None = None
+) -> Pairs:
     """Sorts the pairs of int32 expert ids [R, X]; an id of `num_experts` or more is in no tile.
 
     Args:
       chosen_RX: the ids.
       num_experts: E.
       packed: whether a tile decodes its expert's weights; if not, smaller tiles have less padding.
+      size: pairs a tile; None: as `tile_size` has it.
     """
     rows, chosen = chosen_RX.shape
-    size = tile_size(rows * chosen, num_experts, _MAX_TILE if packed else _MAX_FLOAT_TILE)
+    size = size or tile_size(rows * chosen, num_experts, _MAX_TILE if packed else _MAX_FLOAT_TILE)
     ids = chosen_RX.reshape(-1)
     order = jnp.argsort(ids, stable=True)
     counts_E = (ids[:, None] == jnp.arange(num_experts)[None]).sum(0, dtype=jnp.int32)

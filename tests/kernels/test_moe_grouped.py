@@ -1,0 +1,130 @@
+"""The grouped form and its kernel for Hopper, in Mosaic GPU's interpret mode."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpu_interpreter import interpreted
+from moe_cases import ACTIVE, EXPERTS, check, make_experts, make_rows, reference_moe, routing
+
+from gptoss_jax import mxfp4
+from gptoss_jax.kernels import hopper
+from gptoss_jax.kernels.low_rank import LowRank
+from gptoss_jax.kernels.moe import dispatch, grouped, mosaic_gpu
+
+HIDDEN, WIDTH = 128, 64
+
+
+def experts_of(kind: str = "packed"):
+    return make_experts(kind, hidden=HIDDEN, width=WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pattern"),
+    [
+        (1, "spread"),
+        (7, "all_padded"),
+        (9, "first_and_last_empty"),
+        (16, "one_set"),
+        (33, "partly_none"),
+        (70, "skewed"),  # one expert takes every row: two tiles
+        (70, "padded"),
+    ],
+)
+def test_routing_patterns(rows, pattern):
+    x, weight = make_rows(rows, "bfloat16", HIDDEN)
+    chosen = routing(pattern, rows)
+    actual = interpreted(grouped.moe, x, chosen, weight, experts_of())
+    # The sums of float32 products: what differs is their order.
+    check(actual, reference_moe(x, chosen, weight, experts_of()), "float32")
+    assert not actual[(chosen >= EXPERTS).all(-1)].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "programs"),
+    [
+        ((2, 448, 64), 16, 1),  # seven steps: stages are filled again
+        ((3, 128, 320), 3, 1),  # columns that 128 does not divide
+        ((2, 384, 192), 8, 4),  # two parts of K
+    ],
+)
+def test_tiles_of_rows(monkeypatch, shape, rows, programs):
+    monkeypatch.setattr(mosaic_gpu, "_PROGRAMS", programs)
+    rng = np.random.default_rng(0)
+    w = mxfp4.encode(jnp.asarray(rng.normal(size=shape), jnp.float32))
+    expert = np.array([1, 0, 0], np.int32)
+    x = jnp.asarray(rng.normal(size=(3, rows, shape[1])), jnp.bfloat16)
+
+    def two_tiles(x, w):
+        return mosaic_gpu.matmul(x, w, expert_T=jnp.asarray(expert), tiles=jnp.asarray(2))
+
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
+    expected = np.asarray(x, np.float64) @ dense[expert]
+    actual = interpreted(two_tiles, x, w)
+    check(actual[:2], expected[:2], "float32")
+    assert np.isnan(actual[2]).all()  # never written
+
+
+def test_every_code_in_every_place_is_exact():
+    scales = np.array([2, 24, 127, 252], np.uint8)
+    bytes_ = np.tile(np.arange(256, dtype=np.uint8), len(scales))
+    w = mxfp4.MXFP4(
+        jnp.asarray(np.broadcast_to(bytes_, (1, 32, bytes_.size))),
+        jnp.asarray(np.broadcast_to(np.repeat(scales, 256), (2, bytes_.size))),
+    )
+    one_hot = jnp.eye(64, dtype=jnp.bfloat16)[None]
+    only = {"expert_T": jnp.zeros((1,), jnp.int32), "tiles": jnp.asarray(1)}
+    actual = interpreted(lambda x, w: mosaic_gpu.matmul(x, w, **only), one_hot, w)
+    np.testing.assert_array_equal(actual, mxfp4.decode(w, jnp.dtype("float32")))
+
+
+def test_a_row_does_not_depend_on_the_others():
+    rows = 5
+    x, weight = make_rows(rows, "bfloat16", HIDDEN)
+    chosen = routing("spread", rows)
+    first = interpreted(grouped.moe, x, chosen, weight, experts_of())
+    kept = np.arange(rows) % 2 == 0
+    others = jnp.where(kept[:, None], x, x[::-1] * 5 + 1)
+    rerouted = np.where(kept[:, None], chosen, (chosen + 1) % EXPERTS)
+    second = interpreted(grouped.moe, others, rerouted, weight, experts_of())
+    np.testing.assert_array_equal(first[kept], second[kept])
+    assert (first[~kept] != second[~kept]).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "experts", "size"),
+    [(1, 32, 8), (8, 128, 8), (16, 32, 8), (64, 32, 16), (64, 4, 64), (512, 128, 32)],
+)
+def test_tile_size(rows, experts, size):
+    assert grouped.tile_size(rows, 4, experts) == size
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_no_routing_has_more_tiles(size):
+    rng = np.random.default_rng(size)
+    for rows in (1, 3, size, size + 1, 100):
+        most = grouped.most_tiles(rows, ACTIVE, EXPERTS, size)
+        for _ in range(50):
+            few = rng.integers(ACTIVE, EXPERTS + 1)
+            chosen = np.stack([rng.permutation(few)[:ACTIVE] for _ in range(rows)])
+            counts = np.bincount(chosen.reshape(-1), minlength=EXPERTS)
+            assert (-(-counts // size)).sum() <= most
+
+
+def test_who_takes_the_kernel(monkeypatch):
+    x, weight = make_rows(3, "bfloat16", HIDDEN)
+    assert not grouped.takes(x, experts_of())  # no Hopper here
+    monkeypatch.setattr(hopper, "is_target", lambda: True)
+    assert grouped.takes(x, experts_of())
+    assert not grouped.takes(x.astype(jnp.float32), experts_of())
+    assert not grouped.takes(jnp.tile(x, (171, 1)), experts_of())  # 513 rows
+    assert not grouped.takes(x, experts_of("arrays"))
+    adapted = LowRank(experts_of().w_down, jnp.ones((EXPERTS, 2, WIDTH)), jnp.ones((EXPERTS, 2, 1)))
+    assert not grouped.takes(x, dataclasses.replace(experts_of(), w_down=adapted))
+    assert not grouped.takes(*(make_rows(3, "bfloat16")[:1]), make_experts("packed"))  # 96 inputs
+    # Compiled for this platform all the same, the other form runs.
+    chosen = routing("spread", 3)
+    actual = jax.jit(dispatch.moe)(x, chosen, weight, experts_of())
+    check(actual, reference_moe(x, chosen, weight, experts_of()), "bfloat16")
