@@ -3,10 +3,10 @@
 Data: generated, "double" and beside it nano's own skills. The adapter, on every
 kind of weight, is written in PEFT's layout to WORKDIR/export.
 
-Measured on two CPU cores (November 2026), 8 minutes beside other work: "double" from 0 to 82 % of 100
-problems. Old skills suffer: reversing falls from 98.5 to 47 %, counting from 99 to 62 %, sorting from
-98.5 to 74 %, JSON from 95 to 85 %, refusing from 99.5 to 92 %; sums, calls and recall keep within
-two points.
+Measured on two CPU cores (November 2026), 8 minutes beside other work: "double" from 0 to 82 % of
+100 problems. Old skills suffer: reversing falls from 98.5 to 47 %, counting from 99 to 62 %,
+sorting from 98.5 to 74 %, JSON from 95 to 85 %, refusing from 99.5 to 92 %, saying what it is from
+99 to 92 %; sums, calls and recall keep within two points.
 
     python -m gptoss_jax.train --config configs/lora_nano.py --workdir runs/double
     python -m gptoss_jax.generate --adapter runs/double/export "Double the letters of planet"
