@@ -82,11 +82,6 @@ class Scheduler:
         """Whether any sequence waits or runs."""
         return bool(self._waiting) or any(part.running for part in self.parts)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether somebody waits who cannot run now."""
-        return bool(self._waiting)
-
     def add(self, sequence: Sequence) -> None:
         """A new sequence, or one that was displaced: the earlier it came, the sooner it runs."""
         bisect.insort(self._waiting, sequence, key=lambda s: (-s.request.priority, s.order))
