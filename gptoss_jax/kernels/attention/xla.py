@@ -119,10 +119,8 @@ def attend_cache(
     batch, queries, heads, head_dim = q_BTNH.shape
     _, kv_heads, _, page = k_PKHS.shape
     pages, groups = table_BJ.shape[1], heads // kv_heads
-    shape = (batch, kv_heads, queries, groups)
+    shape = (batch, kv_heads, groups, queries)
     q_BTKGH = q_BTNH.astype(k_PKHS.dtype).reshape(batch, queries, kv_heads, groups, head_dim)
-    # All queries of a key/value head are the rows of one dot.
-    q_BKRH = jnp.moveaxis(q_BTKGH, 2, 1).reshape(batch, kv_heads, queries * groups, head_dim)
     block = min(pages_a_block(batch), pages)
 
     def body(index, carry):
@@ -136,25 +134,23 @@ def attend_cache(
         new = slots >= index * block * page
         mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
         # A dot a page: one over all pages would want them beside the slots, and a copy.
-        scores = jnp.concatenate([einsum("BKRH,BKHS->BKRS", q_BKRH, x) for x in k], axis=-1)
-        scores = scores.reshape(*shape, -1) * head_dim**-0.5
-        scores = jnp.where(mask[:, None, :, None], scores, -jnp.inf)
+        scores = [einsum("BTKGH,BKHS->BKGTS", q_BTKGH, x) for x in k]
+        scores = jnp.concatenate(scores, axis=-1) * head_dim**-0.5
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
-        rows = weights.astype(v_PKHS.dtype).reshape(*q_BKRH.shape[:3], -1)
-        of_page = zip(jnp.split(rows, block, axis=-1), v, strict=True)
-        added = [einsum("BKRS,BKHS->BKRH", w, x) for w, x in of_page]
-        added = sum(added[1:], start=added[0]).reshape(out.shape)
-        out = out * shrink[..., None] + added
+        of_page = zip(jnp.split(weights.astype(v_PKHS.dtype), block, axis=-1), v, strict=True)
+        added = [einsum("BKGTS,BKHS->BKGTH", w, x) for w, x in of_page]
+        out = out * shrink[..., None] + sum(added[1:], start=added[0])
         return new_largest, total * shrink + weights.sum(-1), out
 
-    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, 1, groups)
+    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, groups, 1)
     carry = (jnp.broadcast_to(sinks, shape), jnp.ones(shape), jnp.zeros((*shape, head_dim)))
     steps = jnp.minimum(position_BT.max() // (block * page) + 1, -(-pages // block))
     with jax.named_scope("cache_pages"):
         _, total, out = jax.lax.fori_loop(0, steps, body, carry)
-    out_BTKGH = jnp.moveaxis(out / total[..., None], 1, 2)
+    out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
