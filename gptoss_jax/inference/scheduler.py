@@ -244,7 +244,7 @@ class Scheduler:
         width = width_for(self._chunk(prefilling[0]))
         fitting = [s for s in prefilling if self._chunk(s) <= width]
         of_part = [[s for s in fitting if s.part == i] for i in range(len(self.parts))]
-        size = min(bucket(max(map(len, of_part))), WIDTHS[-1] // width)
+        size = min(self._bucket(max(map(len, of_part))), WIDTHS[-1] // width)
         rows = _in_parts(of_part, size)
         for sequence in filter(None, rows):
             sequence.served = self._calls
@@ -274,7 +274,7 @@ class Scheduler:
             steps = self._make_room(part, steps)
         of_part = [[s for s in part.running if s.stage is Stage.DECODING] for part in self.parts]
         most = max(map(len, of_part))
-        return Decode(_in_parts(of_part, bucket(most)), steps) if most else None
+        return Decode(_in_parts(of_part, self._bucket(most)), steps) if most else None
 
     def _make_room(self, part: Part, steps: int) -> int:
         """Gives every decoding sequence its pages for the next tokens; how many those may be."""
@@ -293,6 +293,10 @@ class Scheduler:
                     sequence.pages.append(part.pages.take())
         return steps
 
+    def _bucket(self, count: int) -> int:
+        """Rows a part for `count` sequences: a power of four or all, so that few are compiled."""
+        return min(1 << 2 * (((count - 1).bit_length() + 1) // 2), self._sequences)
+
     def _missing(self, sequence: Sequence, steps: int) -> int:
         """Pages it lacks to have `steps` more tokens in the cache."""
         last = min(sequence.computed + steps, sequence.limit)
@@ -307,11 +311,6 @@ def pages_for(tokens: int) -> int:
 def width_for(tokens: int) -> int:
     """Tokens a row of the call that prefills so many, or the first of them."""
     return next((width for width in WIDTHS if width >= tokens), WIDTHS[-1])
-
-
-def bucket(count: int) -> int:
-    """Rows of a decode call for `count` sequences: a power of two, so that few are compiled."""
-    return 1 << (count - 1).bit_length()
 
 
 def _in_parts(of_part: list[list[Sequence]], size: int) -> list[Sequence | None]:
