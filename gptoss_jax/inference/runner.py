@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from gptoss_jax.inference import requests
+from gptoss_jax.inference import executables, requests
 from gptoss_jax.inference.decode import MOST_STEPS, Rules, State
 from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
@@ -100,7 +100,9 @@ class Runner:
         self.most_steps = 1
         self._model = model
         self._programs = programs
-        (self._platform,) = {d.platform for d in table_VD.devices()}
+        mesh = programs.mesh
+        self._devices = list(mesh.devices.flat if mesh else table_VD.devices())
+        self._platform = self._devices[0].platform
         self._banned_V = np.isin(np.arange(size), banned_ids)
         self._stops_V = np.isin(np.arange(size), list(stop_ids))
         self._columns = pages_for(room.context) + 1
@@ -201,8 +203,13 @@ class Runner:
 
     def _timed(self, name: str, arguments: tuple):
         began = time.perf_counter()
-        lowered = getattr(self._programs, name).lower(*arguments)
-        program = lowered.compile(compiler_options=compiler_options(self._platform))
+        program = executables.compiled(
+            getattr(self._programs, name),
+            name,
+            arguments,
+            self._devices,
+            compiler_options(self._platform),
+        )
         self._report(f"compiled {name} in {time.perf_counter() - began:.1f} s")
         return program
 

@@ -1,19 +1,14 @@
 """What a compiler said before: results on disk, keyed by everything they depend on."""
 
 import contextlib
-import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gptoss_jax
-
-_COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
-_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+from gptoss_jax import versions
 
 
 def cached(question: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -26,7 +21,7 @@ def cached(question: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> dict[
       question: JSON.
       ask: gives JSON.
     """
-    whole = question | versions() | {"source": _source()}
+    whole = question | versions.compilers() | {"source": versions.source()}
     text = json.dumps(whole, sort_keys=True)
     file = directory() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -45,22 +40,3 @@ def directory() -> Path:
     """Where answers are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gptoss_jax" / "plan"
-
-
-def versions() -> dict[str, str]:
-    """Of the compilers that are installed, and the flags they are given."""
-    found = {}
-    for name in _COMPILERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found | {name: os.environ.get(name, "") for name in _FLAGS}
-
-
-@functools.cache
-def _source() -> str:
-    """A digest of this package's code: another program has other sizes."""
-    digest = hashlib.sha256()
-    root = Path(gptoss_jax.__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()

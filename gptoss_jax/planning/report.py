@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gptoss_jax import sharding
+from gptoss_jax import sharding, versions
 from gptoss_jax.errors import UserError
 from gptoss_jax.planning import search
 from gptoss_jax.planning.arithmetic import Bytes
-from gptoss_jax.planning.cache import cached, versions
+from gptoss_jax.planning.cache import cached
 from gptoss_jax.planning.chips import COMMON, Slice, slice_of
 from gptoss_jax.planning.jobs import Generate, Job
 from gptoss_jax.planning.program import Compiled
@@ -170,7 +170,7 @@ def _with(job: Generate, batch: int) -> Generate:
 
 
 def _compiled_with(where: Slice) -> str:
-    found = versions()
+    found = versions.compilers()
     compilers = (
         ("libtpu",) if where.chip.platform == "tpu" else ("jax-cuda12-plugin", "jax-cuda13-plugin")
     )
