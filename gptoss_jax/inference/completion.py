@@ -234,7 +234,7 @@ def complete(
     if tokenizer is None:
         raise UserError("no tokenizer: load one with gptoss_jax.text.load_tokenizer(FILE or DIR)")
     prompt = render_chat(tokenizer, messages, reasoning_effort)
-    request = Request(prompt, max_tokens, temperature, top_p, top_k, min_p, seed)
+    request = Request(prompt, max_tokens, temperature, top_p, top_k, min_p, seed=seed)
     check_prompt(model.config, prompt, max_tokens)
     turn = Turn(engine_of_one(model, tokenizer, request), tokenizer, request)
     for _ in turn:
