@@ -192,17 +192,10 @@ class Scheduler:
 
     def _awaits(self, sequence: Sequence) -> bool:
         """Whether more of its prompt will be kept than is now, once another's is computed."""
-        coming = max(
-            (
-                _shared(other, sequence)
-                for part in self.parts
-                if len(part.running) < self._sequences
-                for other in part.running
-                if other.stage is Stage.PREFILLING
-            ),
-            default=0,
-        )
-        return coming > 0 and coming > max(self._kept(sequence, part) for part in self.parts)
+        with_room = [part for part in self.parts if len(part.running) < self._sequences]
+        prefilling = [s for part in with_room for s in part.running if s.stage is Stage.PREFILLING]
+        coming = max((_shared(other, sequence) for other in prefilling), default=0)
+        return coming > 0 and coming > max(self._kept(sequence, part) for part in with_room)
 
     def _kept(self, sequence: Sequence, part: Part) -> int:
         """How many of the sequence's first pages are there, with the ring at their end."""

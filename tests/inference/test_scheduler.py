@@ -211,6 +211,25 @@ def test_of_copies_one_computes_the_whole_pages(length, copies, other, early):
         assert computed[sequences[-1]] == other
 
 
+def test_each_part_computes_the_pages_of_copies_once():
+    """Four a part: the second part's first copy is one that found no room beside the others."""
+    scheduler = Scheduler(sequences=4, pages=60, rings=40, parts=2)
+    prompt = list(range(100, 111))
+    sequences = [Sequence(Request(prompt, 99), i, 110, list(prompt)) for i in range(8)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    computed = 0
+    while any(s.stage is not Stage.DECODING for s in sequences):
+        call = scheduler.next(1)
+        if isinstance(call, Prefill):
+            computed += sum(call.added)
+            scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+        elif call is not None:
+            scheduler.decoded(call, [[1]] * len(call.rows), frozenset())
+    assert computed == 2 * 11 + 6 * 3
+    assert [len(part.running) for part in scheduler.parts] == [4, 4]
+
+
 def test_who_waits_for_a_prefix_lets_others_pass_and_gives_up_with_its_leader():
     scheduler = Scheduler(sequences=SEQUENCES, pages=60, rings=40)
     prompt = list(range(100, 130))
