@@ -1,6 +1,7 @@
 """Penalties and biases in the engine against the full forward and NumPy."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import (
@@ -14,7 +15,9 @@ from small import (
 )
 
 from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.requests import Request, Sequence
+from gptoss_jax.inference.sampling import Sampling
 
 V = CONFIG.vocab_size
 OPTIONS = [
@@ -72,6 +75,25 @@ def requests(count: int, most: int = 50) -> list[Request]:
         )
         for index in range(count)
     ]
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 7.0])
+def test_the_repetition_penalty_is_that_of_transformers(penalty):
+    transformers = pytest.importorskip("transformers", reason="the oracle extra is not installed")
+    torch = pytest.importorskip("torch", reason="the oracle extra is not installed")
+    rng = np.random.default_rng(0)
+    ids_BT = rng.integers(0, V, (3, 40))
+    logits_BV = rng.normal(0, 3, (3, V)).astype(np.float32)
+    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    theirs = processor(torch.from_numpy(ids_BT), torch.from_numpy(logits_BV)).numpy()
+    # The first 25 as a prompt, the others as generated.
+    seen_BV = np.zeros((3, V), np.int32)
+    for seen_V, ids_T in zip(seen_BV, ids_BT, strict=True):
+        seen_V[ids_T[:25]] = 1
+        np.add.at(seen_V, ids_T[25:], 2)
+    sampling = Sampling.of([Request([0], 1, repetition_penalty=penalty)] * 3)
+    ours = Tally(seen_BV, np.zeros((3, V), np.float32)).adjusted(jnp.asarray(logits_BV), sampling)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
