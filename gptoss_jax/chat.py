@@ -150,7 +150,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     def answer(text: str) -> None:
         prompt = render_chat(tokenizer, conversation.asked(text), conversation.effort)
-        request = interactive.request(arguments, prompt)
+        request = interactive.request(arguments, config, prompt)
         if len(prompt) >= room:
             raise UserError(
                 f"the conversation has {len(prompt)} tokens and there is room for {room}; "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed, interactive
 from gptoss_jax.errors import UsageError, UserError
+from gptoss_jax.inference.requests import MOST_LOGPROBS
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
@@ -39,7 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     prompt.add_argument(
         "--raw", action="store_true", help="continue the prompt as plain text, without harmony"
     )
-    interactive.add_sampling(parser)
+    sampling = interactive.add_sampling(parser)
+    sampling.add_argument(
+        "-n", "--n", type=cli.number(int, 1), default=1, metavar="N", help="answers; seeds count up"
+    )
     _add_constraints(parser)
     reasoning = interactive.add_reasoning(parser)
     reasoning.add_argument(
@@ -47,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     output = parser.add_argument_group("Output")
     output.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    output.add_argument(
+        "--logprobs",
+        type=cli.number(int, 0, MOST_LOGPROBS),
+        metavar="K",
+        help="with --json: each token's log-probability, and the K likeliest tokens'",
+    )
     output.add_argument("--stats", action="store_true", help="timings on stderr")
     return parser
 
@@ -63,29 +73,40 @@ def _add_constraints(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Loads, generates, prints."""
     began = time.perf_counter()
-    turn = _prepare(arguments)
+    turns = _prepare(arguments)
     load_s = time.perf_counter() - began
+    for number, turn in enumerate(turns, 1):
+        if len(turns) > 1 and not arguments.json:
+            print(cli.dimmed(f"[{number} of {len(turns)}]", sys.stderr), file=sys.stderr)
+        _answer(turn, load_s, arguments)
+
+
+def _answer(turn: "Turn", load_s: float, arguments: argparse.Namespace) -> None:
     _stream(turn, arguments)
     completion = turn.completion()
     timings = {"load_s": load_s, **completion.timings}
     if arguments.json:
         shown = dataclasses.asdict(completion) | {"timings": timings}
+        if completion.logprobs is None:
+            del shown["logprobs"]
         print(json.dumps(shown, ensure_ascii=False))
     _report(completion, timings, arguments)
     if completion.finish_reason == "interrupted":
         raise KeyboardInterrupt
 
 
-def _prepare(arguments: argparse.Namespace) -> "Turn":
+def _prepare(arguments: argparse.Namespace) -> "list[Turn]":
     """Everything up to the first token; what can be wrong without JAX is found before it loads."""
     if arguments.raw and (arguments.system or arguments.developer):
         raise UsageError("--raw continues the prompt as it is; leave out --system and --developer")
+    if arguments.logprobs is not None and not arguments.json:
+        raise UsageError("--logprobs is shown by --json alone; add it")
     distributed.join(arguments)
     text = _read_prompt(arguments) if distributed.prints() else ""
     tokenizer, config = interactive.find(arguments)
     constraint, formats = _constraint(arguments, tokenizer)
     from gptoss_jax.inference import completion
-    from gptoss_jax.inference.requests import check_prompt
+    from gptoss_jax.inference.requests import check_prompt, copies
 
     if arguments.raw:
         prompt = tokenizer.encode(text)
@@ -96,11 +117,13 @@ def _prepare(arguments: argparse.Namespace) -> "Turn":
         prompt = completion.render_chat(tokenizer, messages, effort, formats)
     prompt = distributed.same(prompt)
     check_prompt(config, prompt, arguments.max_tokens)
+    request = interactive.request(arguments, config, prompt, constraint)
+    request = dataclasses.replace(request, logprobs=arguments.logprobs)
+    asked = copies(request, arguments.n)
     model = interactive.load(arguments, config)
-    request = interactive.request(arguments, prompt, constraint)
     report = interactive.compile_report(wanted=arguments.stats)
-    engine = completion.engine_of_one(model, tokenizer, request, report)
-    return completion.Turn(engine, tokenizer, request, raw=arguments.raw)
+    engine = completion.engine_of_few(model, tokenizer, asked, report)
+    return [completion.Turn(engine, tokenizer, one, raw=arguments.raw) for one in asked]
 
 
 def _constraint(

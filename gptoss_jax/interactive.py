@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
 from gptoss_jax.errors import UserError
+from gptoss_jax.inference.checks import BIASES, PENALTIES, REPETITION
 from gptoss_jax.loading import (
     checkpoint_directory,
     choose_mesh,
@@ -44,8 +45,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how tokens are chosen."""
+def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group of flags that say how tokens are chosen."""
     sampling = parser.add_argument_group("Sampling")
     fraction = cli.number(float, 0, 1)
     sampling.add_argument("--max-tokens", type=cli.number(int, 1), default=4096, metavar="N")
@@ -58,7 +59,48 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-p", type=cli.number(float, 1e-6, 1), default=1.0, metavar="P")
     sampling.add_argument("--top-k", type=cli.number(int, 0, 2**31 - 1), default=0, metavar="K")
     sampling.add_argument("--min-p", type=fraction, default=0.0, metavar="P")
+    sampling.add_argument(
+        "--repetition-penalty",
+        type=cli.number(float, *REPETITION),
+        default=1.0,
+        metavar="X",
+        help="of tokens in prompt and answer, as Hugging Face transformers have it",
+    )
+    for name, what in (("presence", "that were said"), ("frequency", "as often as they were said")):
+        sampling.add_argument(
+            f"--{name}-penalty",
+            type=cli.number(float, *PENALTIES),
+            default=0.0,
+            metavar="X",
+            help=f"off the logits of tokens {what}, as in the OpenAI API",
+        )
+    sampling.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="ID=X",
+        help="added to a token's logit; may be given again",
+    )
+    sampling.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="ends the answer where it comes up, and is not shown; may be given again",
+    )
     sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
+    return sampling
+
+
+def _bias(text: str) -> tuple[int, float]:
+    id_, equals, value = text.partition("=")
+    if not equals or not id_.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} must be ID=X, as 1234=-5")
+    try:
+        return int(id_), cli.number(float, *BIASES)(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: {value!r} is no number") from None
 
 
 def add_reasoning(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -103,21 +145,36 @@ def load(arguments: argparse.Namespace, config: "Config") -> "GptOss":
 
 
 def request(
-    arguments: argparse.Namespace, prompt: Sequence[int], constraint: "Constraint | None" = None
+    arguments: argparse.Namespace,
+    config: "Config",
+    prompt: Sequence[int],
+    constraint: "Constraint | None" = None,
 ) -> "Request":
-    """A prompt to be continued as the flags of sampling say."""
+    """A prompt to be continued as the flags of sampling say.
+
+    Raises:
+      UserError: a bias for an id that the model does not have, or an empty stop string.
+    """
+    from gptoss_jax.inference.checks import check_sampling
     from gptoss_jax.inference.requests import Request
 
-    return Request(
+    asked = Request(
         prompt,
         arguments.max_tokens,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         top_k=arguments.top_k,
         min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        presence_penalty=arguments.presence_penalty,
+        frequency_penalty=arguments.frequency_penalty,
+        logit_bias=dict(arguments.logit_bias),
         seed=arguments.seed,
+        stop=arguments.stop,
         constraint=constraint,
     )
+    check_sampling(asked, config.vocab_size)
+    return asked
 
 
 def compile_report(*, wanted: bool) -> Callable[[str], None] | None:

@@ -32,7 +32,8 @@ def start(*words: str, devices: int, verb: str = "generate", **env: str) -> subp
 
 
 def test_two_processes_answer_as_one_and_only_the_first_prints():
-    words = (QUESTION, "--json", "--seed", "5", "--show-reasoning", "--mesh")
+    sampling = ("--seed", "5", "-n", "2", "--logprobs", "2", "--logit-bias", "5=-3", "--stop", "33")
+    words = (QUESTION, "--json", *sampling, "--show-reasoning", "--mesh")
     coordinator = f"localhost:{free_port()}"
     both = [
         start(
@@ -46,7 +47,13 @@ def test_two_processes_answer_as_one_and_only_the_first_prints():
     assert [each.returncode for each in both] == [0, 0], reasoning + nothing
     assert silent == "" and "[analysis]" not in nothing
     alone = start(*words, "data=1", devices=1)
-    assert json.loads(shown)["messages"] == json.loads(alone.communicate()[0])["messages"]
+    answers, expected = (
+        [json.loads(line) for line in lines.splitlines()]
+        for lines in (shown, alone.communicate()[0])
+    )
+    assert [one["messages"] for one in answers] == [one["messages"] for one in expected]
+    assert [one["finish_reason"] for one in answers] == ["stop", "stop"]
+    assert all(len(place["top"]) == 2 for one in answers for place in one["logprobs"])
     assert "[analysis]" in reasoning
 
 

@@ -57,6 +57,19 @@ def test_json_has_every_key_and_a_seed_repeats_it(checkpoint):
     assert other["messages"] != shown["messages"]
 
 
+def test_several_answers_are_an_object_each(checkpoint):
+    flags = ["--max-tokens", "6", "--json", "--logprobs", "2", "--presence-penalty", "1.5"]
+    several = on(checkpoint, "-n", "2", "--seed", "7", *flags, "Why?")
+    assert several.returncode == 0, several.stderr
+    first, second = map(json.loads, several.stdout.splitlines())
+    alone = json.loads(on(checkpoint, "--seed", "8", *flags, "Why?").stdout)
+    assert second["messages"] == alone["messages"] != first["messages"]
+    for one in (first, second):
+        assert len(one["logprobs"]) == one["usage"]["completion_tokens"] == 6
+        assert all(len(place["top"]) == 2 for place in one["logprobs"])
+        assert set(one["logprobs"][0]) == {"id", "text", "logprob", "top"}
+
+
 def test_streams_text_to_stdout_and_notes_to_stderr(checkpoint):
     shown = on(checkpoint, "--max-tokens", "12", "--raw", "--stats", "-", stdin="Why is the sky\n")
     assert shown.returncode == 0, shown.stderr
@@ -96,6 +109,14 @@ def test_python_gives_the_same_turn(checkpoint):
         (["--checkpoint", "/nowhere", "--temperature", "-1", "Hi"], 2, "--temperature"),
         (["--checkpoint", "/nowhere", "--temperature", "inf", "Hi"], 2, "--temperature"),
         (["--checkpoint", "/nowhere", "--max-tokens", "0", "Hi"], 2, "--max-tokens"),
+        (["--checkpoint", "/nowhere", "--presence-penalty", "2.5", "Hi"], 2, "--presence-penalty"),
+        (["--checkpoint", "/nowhere", "--repetition-penalty", "0", "Hi"], 2, "in 0.01..100"),
+        (["--checkpoint", "/nowhere", "--logit-bias", "5", "Hi"], 2, "must be ID=X"),
+        (["--checkpoint", "/nowhere", "--logit-bias", "5=x", "Hi"], 2, "'x' is no number"),
+        (["--checkpoint", "/nowhere", "--logit-bias", "5=101", "Hi"], 2, "in -100..100"),
+        (["--checkpoint", "/nowhere", "--logprobs", "21", "--json", "Hi"], 2, "--logprobs"),
+        (["--checkpoint", "/nowhere", "--logprobs", "2", "Hi"], 2, "--json"),
+        (["--checkpoint", "/nowhere", "-n", "0", "Hi"], 2, "-n"),
         (["--checkpoint", "/nowhere", "--reasoning-effort", "huge", "Hi"], 2, "huge"),
         (["--checkpoint", "/nowhere", "--no-such-flag", "Hi"], 2, "--no-such-flag"),
         (["--checkpoint", "/nowhere", ""], 1, "prompt is empty"),
@@ -164,6 +185,17 @@ def test_the_readme_makes_the_checkpoint_that_it_generates_from(tmp_path):
         ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
         ({"top_k": 2**31}, "top_k is 2147483648"),
         ({"min_p": 1.5}, "min_p is 1.5; it must lie in 0..1"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must lie in 0.01..100"),
+        ({"presence_penalty": -2.5}, "presence_penalty is -2.5; it must lie in -2..2"),
+        ({"frequency_penalty": "1"}, "frequency_penalty is '1'; it must be a number"),
+        ({"logit_bias": [1]}, "logit_bias is .1.; it must be a dictionary"),
+        ({"logit_bias": {"1": 2}}, "an id of logit_bias is '1'; it must be a whole number"),
+        ({"logit_bias": {1: 101}}, "logit_bias of 1 is 101; it must lie in -100..100"),
+        ({"logit_bias": {201088: 1}}, "id 201088 is outside the 201088-token vocabulary"),
+        ({"logprobs": 21}, "logprobs is 21; it must lie in 0..20"),
+        ({"logprobs": True}, "logprobs is True; it must be a whole number"),
+        ({"stop": "END"}, "stop is 'END'; it must be a list of strings"),
+        ({"stop": [""]}, "none of them empty"),
         ({"messages": "hi"}, "messages: give a list of dictionaries"),
         ({"messages": ["hi"]}, r"messages\[0\]: give a dictionary"),
         ({"tokenizer": None}, "no tokenizer"),

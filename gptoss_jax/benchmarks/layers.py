@@ -61,8 +61,8 @@ def measure(preset: Config, prompt: int, dtype: str, repeats: int = 5) -> dict[s
 
     def decode():
         nonlocal state
-        state, out, _ = programs.decode(model, state, rules, jnp.int32(steps))
-        jax.block_until_ready(out)
+        state, made, _ = programs.decode(model, state, rules, jnp.int32(steps))
+        jax.block_until_ready(made)
 
     return {
         "decode_ms": seconds(decode, repeats) * 1e3 / LAYERS / steps,

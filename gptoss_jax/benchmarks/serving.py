@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -133,12 +134,12 @@ def bare_decode(model: GptOss, tokens: int = 256) -> float:
     steps = jnp.int32(MOST_STEPS)
     # Compiled apart: the state's NumPy arrays and the device's own would be two programs.
     decode = programs.decode.lower(model, state, rules, steps).compile()
-    state, out, _ = decode(model, state, rules, steps)
-    out.block_until_ready()
+    state, made, _ = decode(model, state, rules, steps)
+    jax.block_until_ready(made)
     began = time.perf_counter()
     for _ in range(tokens // MOST_STEPS):
-        state, out, _ = decode(model, state, rules, steps)
-    out.block_until_ready()
+        state, made, _ = decode(model, state, rules, steps)
+    jax.block_until_ready(made)
     return tokens / (time.perf_counter() - began)
 
 

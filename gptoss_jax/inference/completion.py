@@ -2,21 +2,19 @@
 
 import dataclasses
 import datetime
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.inference.checks import check_sampling
 from gptoss_jax.inference.engine import Engine, engine_for
-from gptoss_jax.inference.requests import Request, check_prompt
+from gptoss_jax.inference.reading import TurnReader
+from gptoss_jax.inference.requests import Request, check_prompt, copies
 from gptoss_jax.inference.runner import Timings
 from gptoss_jax.model.transformer import GptOss
-from gptoss_jax.text import StreamDecoder, Tokenizer
+from gptoss_jax.text import Tokenizer
 from gptoss_jax.text.harmony import (
     AssistantTurn,
-    Delta,
-    Event,
-    HarmonyParser,
     Message,
     ResponseFormat,
     from_chat,
@@ -26,6 +24,7 @@ from gptoss_jax.text.harmony import (
 
 DEFAULT_MAX_TOKENS = 4096
 _ROOM_STEP = 512
+_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +35,12 @@ class Completion:
       text: the final channel (or the preamble of a turn that only calls tools).
       reasoning: the analysis channel.
       messages: every harmony message of the turn as a dictionary, empty fields left out.
-      finish_reason: "stop", "tool_calls", "length" or "interrupted".
+      finish_reason: "stop" (by the model or a stop string), "tool_calls", "length" or
+        "interrupted".
       usage: prompt_tokens, completion_tokens and total_tokens.
       timings: compile_s, prefill_s, prefill_tokens_per_second, decode_tokens_per_second.
+      logprobs: of each generated token its id, text, logprob, and as "top" the same of the
+        likeliest ones, of the model's own distribution; None where that was not asked for.
     """
 
     text: str
@@ -47,12 +49,15 @@ class Completion:
     finish_reason: str
     usage: dict[str, int]
     timings: dict[str, float]
+    logprobs: list[dict[str, Any]] | None = None
 
 
 class Turn:
     """An assistant turn under way: iterate for its text as it comes, then ask for `completion`.
 
-    Not done here: running tools, more than one conversation at a time.
+    Turns of one engine run together, whichever of them is iterated.
+
+    Not done here: running tools.
     """
 
     def __init__(
@@ -63,86 +68,78 @@ class Turn:
         *,
         raw: bool = False,
     ):
-        """Prepares a turn.
+        """Submits a turn's request.
 
         Args:
           engine: of the model.
           tokenizer: its tokenizer.
           request: the conversation in tokens, and how it goes on.
           raw: no harmony: the output is plain text, special tokens shown by name.
+
+        Raises:
+          UserError: the engine cannot run the request.
         """
         self._engine = engine
         self._tokenizer = tokenizer
-        self._parser = None if raw else HarmonyParser(tokenizer)
-        self._decoder = StreamDecoder(tokenizer)
-        self._raw_text: list[str] = []
-        self._request = request
-        self._last_id: int | None = None
-        self._generated = 0
+        self._reader = TurnReader(tokenizer, request.stop, raw=raw)
+        self._sequence = engine.submit(request)
+        self._tokens: list[int] = []
         self._interrupted = False
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yields (channel, text): channel "final", "analysis", "commentary" or "raw"."""
-        for _, tokens in self._engine.run([self._request]):
+        for tokens in self._engine.follow(self._sequence):
             for token in tokens:
-                yield from self._push(token)
-            if self._interrupted:
+                self._tokens.append(token)
+                yield from self._reader.push(token)
+                if self._reader.stopped:
+                    break
+            if self._interrupted or self._reader.stopped:
                 break
-        yield from self._finish()
+        yield from self._reader.finish()
 
     def interrupt(self) -> None:
         """Ends the turn after the device call under way, with what was generated until then."""
         self._interrupted = True
 
-    def _push(self, token: int) -> Iterator[tuple[str, str]]:
-        self._last_id = token
-        self._generated += 1
-        if self._parser is not None:
-            yield from _shown(self._parser.push(token))
-        elif token not in self._tokenizer.stop_ids:
-            yield from self._raw(self._decoder.push(token))
-
-    def _finish(self) -> Iterator[tuple[str, str]]:
-        if self._parser is not None:
-            yield from _shown(self._parser.finish())
-        else:
-            yield from self._raw(self._decoder.finish())
-
-    def _raw(self, text: str) -> Iterator[tuple[str, str]]:
-        if text:
-            self._raw_text.append(text)
-            yield "raw", text
-
     def completion(self) -> Completion:
         """The turn so far; complete once iteration has ended."""
-        messages = [] if self._parser is None else self._parser.messages
+        messages = self._reader.messages
         turn = to_turn(messages)
-        prompt_tokens = len(self._request.prompt)
+        prompt_tokens, generated = len(self._sequence.request.prompt), len(self._tokens)
         return Completion(
-            text=turn.content if self._parser else "".join(self._raw_text),
+            text=self._reader.text,
             reasoning=turn.reasoning,
             messages=[message_dict(message) for message in messages],
             finish_reason=self._finish_reason(turn),
             usage={
                 "prompt_tokens": prompt_tokens,
-                "completion_tokens": self._generated,
-                "total_tokens": prompt_tokens + self._generated,
+                "completion_tokens": generated,
+                "total_tokens": prompt_tokens + generated,
             },
             timings=_as_timings(self._engine.timings),
+            logprobs=self._logprobs(),
         )
 
     def _finish_reason(self, turn: AssistantTurn) -> str:
-        ended = ended_by(self._tokenizer, self._last_id, turn)
+        if self._reader.stopped:
+            return "stop"
+        ended = ended_by(self._tokenizer, self._tokens[-1] if self._tokens else None, turn)
         return ended or ("interrupted" if self._interrupted else "length")
 
+    def _logprobs(self) -> list[dict[str, Any]] | None:
+        if self._sequence.request.logprobs is None:
+            return None
 
-def _shown(events: Iterable[Event]) -> Iterator[tuple[str, str]]:
-    """(channel, text) of what the assistant says; a call to a tool is commentary on any channel."""
-    for event in events:
-        if isinstance(event, Delta) and event.role == "assistant":
-            commentary = event.recipient is not None or event.channel == "commentary"
-            channel = "analysis" if event.channel == "analysis" else "final"
-            yield "commentary" if commentary else channel, event.text
+        def shown(id_: int, logprob: float) -> dict[str, Any]:
+            return {"id": id_, "text": self._tokenizer.decode([id_]), "logprob": logprob}
+
+        # What came after a stop string is not told.
+        told = zip(self._tokens, self._sequence.logprobs, strict=False)
+        return [
+            shown(id_, one.chosen) | {"top": [shown(*other) for other in one.likeliest]}
+            for id_, one in told
+        ]
 
 
 def ended_by(tokenizer: Tokenizer, last_id: int | None, turn: AssistantTurn) -> str | None:
@@ -186,17 +183,19 @@ def render_chat(
     return render_conversation(tokenizer, conversation)
 
 
-def engine_of_one(
+def engine_of_few(
     model: GptOss,
     tokenizer: Tokenizer,
-    request: Request,
+    asked: Sequence[Request],
     report: Callable[[str], None] | None = None,
 ) -> Engine:
-    """An engine for one request, with no more memory than that can need."""
-    wanted = len(request.prompt) + request.max_tokens
+    """An engine for some requests, up to 16 at once, with no more memory than these can need."""
+    wanted = max(len(request.prompt) + request.max_tokens for request in asked)
     # Few sizes, so that what was compiled before is found again.
     room = -(-wanted // _ROOM_STEP) * _ROOM_STEP
-    return engine_for(model, tokenizer, 1, max_tokens=room, reuse=False, report=report)
+    at_once = min(len(asked), _AT_ONCE)
+    several = len(asked) > 1
+    return engine_for(model, tokenizer, at_once, max_tokens=room, reuse=several, report=report)
 
 
 def complete(
@@ -209,6 +208,12 @@ def complete(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+    stop: Sequence[str] = (),
+    logprobs: int | None = None,
     seed: int = 0,
     reasoning_effort: str | None = None,
 ) -> Completion:
@@ -223,6 +228,14 @@ def complete(
       top_p: the smallest set of tokens that holds this much probability.
       top_k: the k likeliest tokens; 0 for all.
       min_p: tokens at least this fraction as likely as the likeliest.
+      repetition_penalty: of tokens in prompt and answer, as Hugging Face transformers have it; 1
+        for none.
+      presence_penalty: of tokens in the answer, -2..2, as the OpenAI API has it.
+      frequency_penalty: the same, as often as a token is there.
+      logit_bias: by id, -100..100 to be added to the logits.
+      stop: strings that end the final channel's text; they are not in it.
+      logprobs: how many of the likeliest tokens are told with their log-probabilities beside each
+        chosen one, 0..20; None for nothing.
       seed: with a token's position, all that its random numbers depend on.
       reasoning_effort: low, medium (the default) or high.
 
@@ -230,41 +243,59 @@ def complete(
       UserError: a value of the wrong type or out of its range, or a prompt that leaves no room.
       HarmonyError: a message is not of the chat API's form.
     """
-    check_sampling(max_tokens, temperature, top_p, top_k, min_p, seed)
+    request = Request(
+        (),
+        max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias={} if logit_bias is None else logit_bias,
+        seed=seed,
+        logprobs=logprobs,
+        stop=stop,
+    )
+    (completion,) = completions(
+        model, tokenizer, messages, request, reasoning_effort=reasoning_effort
+    )
+    return completion
+
+
+def completions(
+    model: GptOss,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    request: Request,
+    count: int = 1,
+    *,
+    reasoning_effort: str | None = None,
+) -> list[Completion]:
+    """Several answers to a conversation, whose prompt is computed once as far as pages go.
+
+    Args:
+      model: from `load`.
+      tokenizer: from `load`.
+      messages: as in `complete`.
+      request: how they are sampled; its prompt is not looked at. For the seeds see `copies`.
+      count: of answers.
+      reasoning_effort: low, medium (the default) or high.
+
+    Raises:
+      UserError: as `complete`.
+      HarmonyError: as `complete`.
+    """
+    check_sampling(request, model.config.vocab_size)
     if tokenizer is None:
         raise UserError("no tokenizer: load one with gptoss_jax.text.load_tokenizer(FILE or DIR)")
     prompt = render_chat(tokenizer, messages, reasoning_effort)
-    request = Request(prompt, max_tokens, temperature, top_p, top_k, min_p, seed)
-    check_prompt(model.config, prompt, max_tokens)
-    turn = Turn(engine_of_one(model, tokenizer, request), tokenizer, request)
-    for _ in turn:
-        pass
-    return turn.completion()
-
-
-def check_sampling(
-    max_tokens: int, temperature: float, top_p: float, top_k: int, min_p: float, seed: int
-) -> None:
-    """Raises a UserError that names a value of the wrong type or out of its range."""
-    for name, value in {"max_tokens": max_tokens, "top_k": top_k, "seed": seed}.items():
-        _check_type(name, value, numbers.Integral, "a whole number")
-    for name, value in {"temperature": temperature, "top_p": top_p, "min_p": min_p}.items():
-        _check_type(name, value, numbers.Real, "a number")
-    if max_tokens < 1:
-        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature is {temperature}; it must be 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1")
-    if not 0 <= top_k < 2**31:
-        raise UserError(f"top_k is {top_k}; it must lie in 0 (all tokens)..{2**31 - 1}")
-    if not 0 <= min_p <= 1:
-        raise UserError(f"min_p is {min_p}; it must lie in 0..1")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}; it must lie in 0..{2**32 - 1}")
-
-
-def _check_type(name: str, value: Any, kind: type, what: str) -> None:
-    # Python's True is a number; nobody means it as one.
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise UserError(f"{name} is {value!r}; it must be {what}")
+    check_prompt(model.config, prompt, request.max_tokens)
+    asked = copies(dataclasses.replace(request, prompt=prompt), count)
+    engine = engine_of_few(model, tokenizer, asked)
+    under_way = [Turn(engine, tokenizer, one) for one in asked]
+    for turn in under_way:
+        for _ in turn:
+            pass
+    return [turn.completion() for turn in under_way]

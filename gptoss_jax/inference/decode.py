@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptoss_jax import sharding
+from gptoss_jax.inference import logprobs
+from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.sampling import Sampling, sample
 from gptoss_jax.model.cache import Cache, LayerCache, Places
 from gptoss_jax.model.transformer import GptOss
@@ -27,11 +29,13 @@ class State:
       cache: everything but the newest token of each sequence.
       token_B: int32, the newest token, not yet in the cache.
       done_B: bool, sequences that stopped; their rows cost no expert and their cache rests.
+      tally: of all tokens, the newest included.
     """
 
     cache: Cache
     token_B: jax.Array
     done_B: jax.Array
+    tally: Tally
 
     @staticmethod
     def idle(layers: list[LayerCache], batch: int, columns: int) -> "State":
@@ -45,7 +49,8 @@ class State:
         table_BJ = np.zeros((batch, columns), np.int32)
         places: Any = Places(table_BJ, *(np.zeros(batch, np.int32) for _ in range(2)))  # pyright: ignore[reportArgumentType]
         length_B, token_B = (np.zeros(batch, np.int32) for _ in range(2))
-        return State(Cache(layers, places, length_B), token_B, np.ones(batch, bool))  # pyright: ignore[reportArgumentType]
+        cache, done_B = Cache(layers, places, length_B), np.ones(batch, bool)  # pyright: ignore[reportArgumentType]
+        return State(cache, token_B, done_B, Tally.none(batch))  # pyright: ignore[reportArgumentType]
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +64,8 @@ class Rules:
       stops_V: bool, ids that end a sequence.
       limit_B: int32, the number of positions, prompt included, at which a sequence ends.
       allowed_BW: int32, a bit for each id that may come next, 32 a word; W = 0: any may.
+      ranks_K: int32, of the likeliest tokens whose log-probability is told; K = 0: none is, not
+        even the chosen one's.
     """
 
     sampling: Sampling
@@ -66,6 +73,40 @@ class Rules:
     stops_V: jax.Array
     limit_B: jax.Array
     allowed_BW: jax.Array
+    ranks_K: jax.Array
+
+    @staticmethod
+    def greedy(batch: int, vocab_size: int, limit: int) -> "Rules":
+        """No token is forbidden or ends a sequence, and nothing is told; NumPy arrays."""
+        nothing_V, limit_B = np.zeros(vocab_size, bool), np.full(batch, limit, np.int32)
+        anything_BW, ranks_K = np.zeros((batch, 0), np.int32), np.zeros(0, np.int32)
+        sampling: Any = Sampling.of([None] * batch)
+        return Rules(sampling, nothing_V, nothing_V, limit_B, anything_BW, ranks_K)  # pyright: ignore[reportArgumentType]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What a call made of the whole batch.
+
+    Attributes:
+      token_BS: int32, -1 where a sequence was done.
+      id_BSK: int32, ids whose log-probabilities are told: the token itself, then the likeliest;
+        K = 0 where nobody asked.
+      logprob_BSK: float32, theirs.
+    """
+
+    token_BS: jax.Array
+    id_BSK: jax.Array
+    logprob_BSK: jax.Array
+
+    @staticmethod
+    def of(token_B: jax.Array, logits_BV: jax.Array, rules: Rules) -> "Made":
+        """One token of each sequence."""
+        # A row without a token has -1, which is no index.
+        chosen_B = jnp.maximum(token_B, 0)
+        id_BK, logprob_BK = logprobs.told(logits_BV, chosen_B, len(rules.ranks_K))
+        return Made(token_B[:, None], id_BK[:, None], logprob_BK[:, None])
 
 
 def pools(model: GptOss, *, pages: int, rings: int, platform: str) -> list[LayerCache]:
@@ -79,7 +120,7 @@ def pools(model: GptOss, *, pages: int, rings: int, platform: str) -> list[Layer
 
 def prefill(
     model: GptOss, tokens_BT: jax.Array, added_B: jax.Array, state: State, rules: Rules
-) -> tuple[State, jax.Array, jax.Array]:
+) -> tuple[State, Made, jax.Array]:
     """Appends a chunk of prompts; a row whose prompt ends in it gets its first sampled token.
 
     Args:
@@ -90,15 +131,20 @@ def prefill(
       rules: see there.
 
     Returns:
-      (the new state, int32 [B, 1] newest tokens of the whole batch, bool scalar: all are done).
+      (the new state, each sequence's newest token, bool scalar: all are done).
     """
     logits_BV, cache = model.extend(tokens_BT, added_B, state.cache)
-    sampled_B = sample(logits_BV, rules.sampling, cache.length_B, _banned(rules))
+    adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
+    sampled_B = sample(adjusted_BV, rules.sampling, cache.length_B, _banned(rules))
     token_B = jnp.where(added_B > 0, sampled_B, state.token_B)
-    state = State(cache, token_B, _is_done(token_B, cache.length_B, rules))
+    state = State(cache, token_B, _is_done(token_B, cache.length_B, rules), state.tally)
     batch_axes = sharding.current(model.config).batch
-    newest_B1 = sharding.gathered(token_B[:, None], batch_axes, axis=0)
-    return state, newest_B1, _all_done(state, batch_axes)
+    made = _gathered(Made.of(token_B, logits_BV, rules), batch_axes)
+    return state, made, _all_done(state, batch_axes)
+
+
+def _gathered(made: Made, batch_axes: sharding.Axes) -> Made:
+    return jax.tree.map(lambda x: sharding.gathered(x, batch_axes, axis=0), made)
 
 
 def _banned(rules: Rules) -> jax.Array:
@@ -124,7 +170,7 @@ def _is_done(token_B: jax.Array, length_B: jax.Array, rules: Rules) -> jax.Array
 
 def decode(
     model: GptOss, state: State, rules: Rules, steps: jax.Array
-) -> tuple[State, jax.Array, jax.Array]:
+) -> tuple[State, Made, jax.Array]:
     """Decodes up to `steps` tokens of each sequence without coming back to the host.
 
     Args:
@@ -134,8 +180,7 @@ def decode(
       steps: int32 scalar up to MOST_STEPS: how many tokens this call makes is no new program.
 
     Returns:
-      (the new state, int32 [B, MOST_STEPS] tokens of the whole batch, -1 where a sequence was done;
-      bool scalar: all are done).
+      (the new state, MOST_STEPS tokens of each sequence, bool scalar: all are done).
     """
     batch_axes = sharding.current(model.config).batch
     banned_BV = _banned(rules)
@@ -145,21 +190,31 @@ def decode(
         return (index < steps) & ~_all_done(state, batch_axes)
 
     def step(carry):
-        index, state, out_BS = carry
+        index, state, made = carry
         going_B = ~state.done_B
         logits_BV, cache = model.extend(
             state.token_B[:, None], going_B.astype(jnp.int32), state.cache
         )
-        sampled_B = sample(logits_BV, rules.sampling, cache.length_B, banned_BV)
+        adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
+        sampled_B = sample(adjusted_BV, rules.sampling, cache.length_B, banned_BV)
         token_B = jnp.where(going_B, sampled_B, state.token_B)
-        column_B1 = jnp.where(going_B, sampled_B, -1)[:, None]
-        out_BS = jax.lax.dynamic_update_slice_in_dim(out_BS, column_B1, index, axis=1)
+        newest = Made.of(jnp.where(going_B, sampled_B, -1), logits_BV, rules)
+        made = jax.tree.map(
+            lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, index, axis=1),
+            made,
+            newest,
+        )
         done_B = state.done_B | _is_done(token_B, cache.length_B, rules)
-        return index + 1, State(cache, token_B, done_B), out_BS
+        tally = state.tally.counted(sampled_B, going_B)
+        return index + 1, State(cache, token_B, done_B, tally), made
 
-    batch = state.token_B.shape[0]
-    carry = (jnp.int32(0), state, jnp.full((batch, MOST_STEPS), -1, jnp.int32))
+    carry = (jnp.int32(0), state, _nothing_made(len(state.token_B), len(rules.ranks_K)))
     with jax.named_scope("decode_steps"):
-        _, state, out_BS = jax.lax.while_loop(unfinished, step, carry)
-    out_BS = sharding.gathered(out_BS, batch_axes, axis=0)
-    return state, out_BS, _all_done(state, batch_axes)
+        _, state, made = jax.lax.while_loop(unfinished, step, carry)
+    return state, _gathered(made, batch_axes), _all_done(state, batch_axes)
+
+
+def _nothing_made(batch: int, ranks: int) -> Made:
+    token_BS = jnp.full((batch, MOST_STEPS), -1, jnp.int32)
+    told = (batch, MOST_STEPS, 1 + ranks if ranks else 0)
+    return Made(token_BS, jnp.zeros(told, jnp.int32), jnp.zeros(told, jnp.float32))

@@ -7,11 +7,13 @@ import numpy as np
 
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
-from gptoss_jax.inference import requests
+from gptoss_jax.inference import logprobs, requests
+from gptoss_jax.inference.checks import check_sampling
+from gptoss_jax.inference.decode import Made
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.requests import Request, check_prompt
 from gptoss_jax.inference.runner import Room, Runner, Timings
-from gptoss_jax.inference.scheduler import Prefill, Scheduler, pages_for
+from gptoss_jax.inference.scheduler import Decode, Prefill, Scheduler, pages_for
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
 
@@ -93,11 +95,12 @@ class Engine:
         """Takes a request; it begins with one of the next steps.
 
         Raises:
-          UserError: an empty prompt, an id outside the vocabulary, no room left to answer, or more
-            tokens than the engine has room for.
+          UserError: an empty prompt, an id outside the vocabulary, no room left to answer, more
+            tokens than the engine has room for, or a value out of its range.
         """
         config, prompt = self.model.config, list(request.prompt)
         check_prompt(config, prompt, request.max_tokens)
+        check_sampling(request, config.vocab_size)
         if len(prompt) >= self._room.context:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens; the engine has room for "
@@ -129,11 +132,19 @@ class Engine:
         call = self._scheduler.next(self._runner.most_steps)
         if isinstance(call, Prefill):
             newest = self._runner.prefill(call)
-            self._settle = lambda: self._scheduler.prefilled(call, newest(), self._stops)
+            self._settle = lambda: self._prefilled(call, newest())
         elif call is not None:
             tokens = self._runner.decode(call)
-            self._settle = lambda: self._scheduler.decoded(call, tokens(), self._stops)
+            self._settle = lambda: self._decoded(call, tokens())
         return fresh
+
+    def _prefilled(self, call: Prefill, made: Made) -> list[requests.Sequence]:
+        newest = made.token_BS[:, 0].tolist()
+        return _with_logprobs(self._scheduler.prefilled(call, newest, self._stops), call, made)
+
+    def _decoded(self, call: Decode, made: Made) -> list[requests.Sequence]:
+        tokens = made.token_BS.tolist()
+        return _with_logprobs(self._scheduler.decoded(call, tokens, self._stops), call, made)
 
     def _follow(self, sequence: requests.Sequence) -> None:
         """Tells a constraint what came; a constrained sequence gets one token a step."""
@@ -141,6 +152,25 @@ class Engine:
             sequence.matcher.accept(sequence.tokens[-1])
             if sequence.matcher.problem:
                 self.cancel(sequence)
+
+    def follow(self, sequence: requests.Sequence) -> Iterator[list[int]]:
+        """A submitted request's new tokens as they come; others run beside it.
+
+        Whoever stops iterating cancels it.
+        """
+        seen = 0
+        try:
+            while True:
+                new = sequence.generated[seen:]
+                if new:
+                    seen += len(new)
+                    yield new
+                elif sequence.ended:
+                    return
+                else:
+                    self.step()
+        finally:
+            self.cancel(sequence)
 
     def run(self, asked: Iterable[Request]) -> Iterator[tuple[int, list[int]]]:
         """Submits all; gives (number of the request, its new tokens) as they come.
@@ -159,6 +189,21 @@ class Engine:
         finally:
             for sequence in number:
                 self.cancel(sequence)
+
+
+def _with_logprobs(
+    fresh: list[requests.Sequence], call: Prefill | Decode, made: Made
+) -> list[requests.Sequence]:
+    """Tells those that asked how likely their new tokens were."""
+    row_of = {sequence: row for row, sequence in enumerate(call.rows)}
+    for sequence in fresh:
+        most = sequence.request.logprobs
+        if most is not None:
+            row = row_of[sequence]
+            count = len(sequence.generated) - len(sequence.logprobs)
+            ids_SK, values_SK = (x[row, :count] for x in (made.id_BSK, made.logprob_BSK))
+            sequence.logprobs += logprobs.read(ids_SK, values_SK, most)  # pyright: ignore[reportArgumentType]
+    return fresh
 
 
 def engine_for(model: GptOss, tokenizer: Tokenizer, max_sequences: int, **options: Any) -> Engine:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from gptoss_jax import sharding
 from gptoss_jax.inference import decode as device
 from gptoss_jax.inference.decode import Rules, State
+from gptoss_jax.inference.penalties import renewed
 from gptoss_jax.model.cache import Cache
 from gptoss_jax.model.transformer import GptOss
 
@@ -41,9 +42,9 @@ class Programs:
         self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
         self._split = split = sharding.split_of(model.config, dict(mesh.shape) if mesh else {})
         self.batch = sharding.batch_spec(split)
-        self.rules: Any = Rules(self.batch, P(), P(), self.batch, self.batch)  # pyright: ignore[reportArgumentType]
+        self.rules: Any = Rules(self.batch, P(), P(), self.batch, self.batch, P())  # pyright: ignore[reportArgumentType]
         cache: Any = Cache(sharding.cache_spec(split), self.batch, self.batch)  # pyright: ignore[reportArgumentType]
-        self.state: Any = State(cache, self.batch, self.batch)  # pyright: ignore[reportArgumentType]
+        self.state: Any = State(cache, self.batch, self.batch, self.batch)  # pyright: ignore[reportArgumentType]
         self._parameters = sharding.parameter_specs(self._like, split)
         self._results = (self.state, P(), P())
 
@@ -69,6 +70,12 @@ class Programs:
         """The program of several tokens a call."""
         specs = (self._parameters, self.state, self.rules, P())
         return jax.jit(self._over(device.decode, specs, self._results), donate_argnums=1)
+
+    @functools.cached_property
+    def renewed_tally(self) -> Any:
+        """The program that makes the tally of a call whose rows are others than before."""
+        function = functools.partial(renewed, vocab_size=self._like.config.vocab_size)
+        return jax.jit(self._over(function, (self.batch, self.batch, self.batch), self.batch))
 
     def placed(self, value: Any, specs: Any) -> Any:
         """The host's arrays, the same in every process, where the programs take them.

@@ -2,14 +2,33 @@
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from collections.abc import Sequence as Tokens
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import Config
 
 if TYPE_CHECKING:
     from gptoss_jax.text.constraints import Constraint, Matcher
+
+# The most of the likeliest tokens whose log-probabilities may be asked for.
+MOST_LOGPROBS = 20
+
+
+class TokenLogprobs(NamedTuple):
+    """Natural logarithms of probabilities at one token's place.
+
+    They are of the model's own distribution: before penalties, biases, constraints, temperature
+    and filters, which say what is done with it.
+
+    Attributes:
+      chosen: of the token that came.
+      likeliest: (id, log-probability) of as many tokens as were asked for, the likeliest first.
+    """
+
+    chosen: float
+    likeliest: list[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +42,16 @@ class Request:
       top_p: the smallest set of tokens that holds this much probability.
       top_k: the k likeliest tokens; 0 for all.
       min_p: tokens at least this fraction as likely as the likeliest.
+      repetition_penalty: logits of tokens in prompt and answer are divided by it where positive,
+        multiplied by it where not, as Hugging Face transformers do; 1 for none.
+      presence_penalty: taken off the logits of tokens in the answer, as the OpenAI API does.
+      frequency_penalty: the same, as often as a token is there.
+      logit_bias: by id, what is added to logits.
       seed: with a token's position, all that its random numbers depend on.
+      logprobs: of so many of the likeliest tokens, up to 20, and of the chosen one at each place;
+        0: of the chosen one alone; None: of none. Of the model's own distribution, see
+        `TokenLogprobs`.
+      stop: strings that end the answer. They are `TurnReader`'s to find, the engine knows no text.
       priority: requests of a higher one begin first.
       constraint: what the answer must follow, None for nothing.
     """
@@ -34,9 +62,31 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    logprobs: int | None = None
+    stop: Tokens[str] = ()
     priority: int = 0
     constraint: "Constraint | None" = None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed by what was said, or by a bias."""
+        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        return any(penalties) or bool(self.logit_bias)
+
+
+def copies(request: Request, count: int) -> list[Request]:
+    """A request `count` times, the seed of copy i being i more (modulo 2**32).
+
+    So the first is the request itself, and each can be had alone. Where an engine reuses prefixes,
+    copies that are submitted together have their prompt's whole pages computed once.
+    """
+    seeds = [(request.seed + index) % 2**32 for index in range(count)]
+    return [dataclasses.replace(request, seed=seed) for seed in seeds]
 
 
 class Stage(enum.Enum):
@@ -68,6 +118,7 @@ class Sequence:
       served: the number of the step that last prefilled it.
       cancelled: to be ended before the next step.
       matcher: of its request's constraint.
+      logprobs: of each generated token, if the request asks for them.
     """
 
     request: Request
@@ -85,6 +136,7 @@ class Sequence:
     served: int = 0
     cancelled: bool = False
     matcher: "Matcher | None" = None
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
 
     @property
     def generated(self) -> list[int]:

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from gptoss_jax.inference import executables, requests
-from gptoss_jax.inference.decode import MOST_STEPS, Rules, State
+from gptoss_jax.inference import executables, logprobs, requests
+from gptoss_jax.inference.decode import MOST_STEPS, Made, Rules, State
+from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.inference.scheduler import Decode, Prefill, pages_for
+from gptoss_jax.inference.tallies import Tallies
 from gptoss_jax.model.transformer import GptOss
 
 # Text should come at least this often (seconds); a device call makes as many tokens as fit.
@@ -107,46 +109,51 @@ class Runner:
         self._stops_V = np.isin(np.arange(size), list(stop_ids))
         self._columns = pages_for(room.context) + 1
         self._layers = self._programs.pools(room.pages, room.rings, self._platform)()
+        self._tallies = Tallies(programs)
         self._compiled: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor(2)
         self._report = report or (lambda line: None)
 
-    def prefill(self, call: Prefill) -> Callable[[], list[int]]:
+    def prefill(self, call: Prefill) -> Callable[[], Made]:
         """Begins a call; what is given waits for its end and gives each row's newest token."""
         tokens_BT = np.zeros((len(call.rows), call.width), np.int32)
         for row, sequence, added in zip(tokens_BT, call.rows, call.added, strict=True):
             if sequence is not None:
                 row[:added] = sequence.tokens[sequence.computed : sequence.computed + added]
-        state, rules = self._state(call.rows), self._rules(call.rows)
+        tally = self._tallies.of_prefill(call.rows, call.added)
+        state, rules = self._state(call.rows, tally), self._rules(call.rows)
         host = (tokens_BT, np.asarray(call.added, np.int32))
         tokens, added_B = self._programs.placed(host, self._programs.batch)
         if not self._compiled and any(s and s.limit > len(s.tokens) + 1 for s in call.rows):
             self._compile_decode(state, rules)
-        newest_B1, began = self._run("prefill", (self._model, tokens, added_B, state, rules))
+        made, _, began = self._run("prefill", (self._model, tokens, added_B, state, rules))
 
-        def finish() -> list[int]:
-            newest = np.asarray(newest_B1)[:, 0].tolist()
+        def finish() -> Made:
+            newest = jax.tree.map(np.asarray, made)
             self.timings.prefill_s += time.perf_counter() - began
             self.timings.prefill_tokens += sum(call.added)
             return newest
 
         return finish
 
-    def decode(self, call: Decode) -> Callable[[], list[list[int]]]:
+    def decode(self, call: Decode) -> Callable[[], Made]:
         """Begins a call; what is given waits for its end and gives each row's tokens, then -1."""
         steps = self._programs.placed(np.int32(call.steps), P())
-        arguments = (self._model, self._state(call.rows), self._rules(call.rows), steps)
-        out_BS, began = self._run("decode", arguments)
+        state = self._state(call.rows, self._tallies.of_decode(call.rows))
+        arguments = (self._model, state, self._rules(call.rows), steps)
+        made, tally, began = self._run("decode", arguments)
+        self._tallies.keep(tally, call.rows)
 
-        def finish() -> list[list[int]]:
-            out = np.asarray(out_BS)
+        def finish() -> Made:
+            out = jax.tree.map(np.asarray, made)
             taken = time.perf_counter() - began
             self.timings.decode_s += taken
-            made = int((out >= 0).any(0).sum())
-            self.timings.decode_tokens += int((out >= 0).sum())
-            self.timings.decode_rows += made * len(out)
-            self.most_steps = self._steps(made, taken)
-            return out.tolist()
+            is_made_BS = out.token_BS >= 0
+            steps = int(is_made_BS.any(0).sum())
+            self.timings.decode_tokens += int(is_made_BS.sum())
+            self.timings.decode_rows += steps * len(is_made_BS)
+            self.most_steps = self._steps(steps, taken)
+            return out
 
         return finish
 
@@ -155,7 +162,7 @@ class Runner:
         wanted = 2 * made if jax.process_count() > 1 else int(_CALL_SECONDS * made / taken)
         return max(1, min(MOST_STEPS, wanted))
 
-    def _state(self, rows: Sequence[requests.Sequence | None]) -> State:
+    def _state(self, rows: Sequence[requests.Sequence | None], tally: Tally) -> State:
         state = State.idle(self._layers, len(rows), self._columns)
         places = state.cache.places
         for row, sequence in enumerate(rows):
@@ -166,6 +173,7 @@ class Runner:
                 state.cache.length_B[row] = sequence.computed  # pyright: ignore[reportIndexIssue]
                 state.token_B[row] = sequence.tokens[-1]  # pyright: ignore[reportIndexIssue]
                 state.done_B[row] = False  # pyright: ignore[reportIndexIssue]
+        state = dataclasses.replace(state, tally=tally)
         return self._programs.placed(state, self._programs.state)
 
     def _rules(self, rows: Sequence[requests.Sequence | None]) -> Rules:
@@ -173,19 +181,24 @@ class Runner:
         sampling = Sampling.of([sequence.request if sequence else None for sequence in rows])
         limit_B = np.asarray(limits, np.int32)
         allowed_BW = _allowed(rows, len(self._banned_V))
-        rules = Rules(sampling, self._banned_V, self._stops_V, limit_B, allowed_BW)  # pyright: ignore[reportArgumentType]
+        wanted = any(s is not None and s.request.logprobs is not None for s in rows)
+        ranks_K = logprobs.ranks(len(self._banned_V), wanted=wanted)
+        rules = Rules(sampling, self._banned_V, self._stops_V, limit_B, allowed_BW, ranks_K)  # pyright: ignore[reportArgumentType]
         return self._programs.placed(rules, self._programs.rules)
 
-    def _run(self, name: str, arguments: tuple) -> tuple[jax.Array, float]:
-        """(its result under way, when it began); waiting for a compiler is counted apart."""
+    def _run(self, name: str, arguments: tuple) -> tuple[Made, Tally, float]:
+        """(Its result under way, the tally after it, when it began).
+
+        Waiting for a compiler is counted apart.
+        """
         asked = time.perf_counter()
         program = self._compile(name, arguments).result()
         began = time.perf_counter()
         self.timings.compile_s += began - asked
         self.timings.calls += 1
-        state, out, _ = program(*arguments)
+        state, made, _ = program(*arguments)
         self._layers = state.cache.layers
-        return out, began
+        return made, state.tally, began
 
     def _compile_decode(self, state: State, rules: Rules) -> None:
         """Compiles what will follow the first prefill, while that is compiled and runs."""

@@ -23,6 +23,9 @@ class Sampling:
       top_p_B: float32; the smallest set of tokens that holds this much probability (1: all).
       top_k_B: int32; the k most likely tokens (0: all).
       min_p_B: float32; tokens at least this fraction as likely as the likeliest (0: all).
+      repetition_penalty_B: float32; see `Tally.adjusted`, also for the next two (1: none).
+      presence_penalty_B: float32 (0: none).
+      frequency_penalty_B: float32 (0: none).
       seed_B: uint32; with the token's position, all that its random numbers depend on.
     """
 
@@ -30,6 +33,9 @@ class Sampling:
     top_p_B: jax.Array
     top_k_B: jax.Array
     min_p_B: jax.Array
+    repetition_penalty_B: jax.Array
+    presence_penalty_B: jax.Array
+    frequency_penalty_B: jax.Array
     seed_B: jax.Array
 
     @staticmethod
@@ -45,6 +51,9 @@ class Sampling:
             column("top_p", np.float32, 1.0),  # pyright: ignore[reportArgumentType]
             column("top_k", np.int32, 0),  # pyright: ignore[reportArgumentType]
             column("min_p", np.float32, 0.0),  # pyright: ignore[reportArgumentType]
+            column("repetition_penalty", np.float32, 1.0),  # pyright: ignore[reportArgumentType]
+            column("presence_penalty", np.float32, 0.0),  # pyright: ignore[reportArgumentType]
+            column("frequency_penalty", np.float32, 0.0),  # pyright: ignore[reportArgumentType]
             column("seed", np.uint32, 0),  # pyright: ignore[reportArgumentType]
         )
 

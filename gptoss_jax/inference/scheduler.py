@@ -6,7 +6,8 @@ process of several comes to the same calls. Knows no device.
 A sequence waits until a ring and the pages of its whole prompt are free. Prompts go in chunks,
 which take turns with each other and with decoding. A sequence that grows beyond the free pages
 displaces the youngest, which waits again and is computed anew: as the random numbers of a token
-depend on the seed and its position alone, nobody sees it.
+depend on the seed and its position alone, nobody sees it. One whose prompt begins as another's that
+is being computed waits for the pages of that one, and lets those behind it pass.
 """
 
 import bisect
@@ -172,10 +173,12 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Lets those begin who can, in their order: nobody overtakes one that is too large now."""
-        while self._waiting:
-            sequence = self._waiting[0]
+        # Of more than can run at once none could begin.
+        for sequence in self._waiting[: self._sequences * len(self.parts)]:
             if self._reuse:
                 sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys)
+                if self._awaits(sequence):
+                    continue
             # Where most of the prompt is kept, then where fewest run.
             order = sorted(
                 range(len(self.parts)),
@@ -184,15 +187,20 @@ class Scheduler:
             chosen = next((i for i in order if self._fits(sequence, self.parts[i])), None)
             if chosen is None:
                 return
-            self._waiting.pop(0)
+            self._waiting.remove(sequence)
             self._begin(sequence, chosen)
+
+    def _awaits(self, sequence: Sequence) -> bool:
+        """Whether more of its prompt will be kept than is now, once another's is computed."""
+        with_room = [part for part in self.parts if len(part.running) < self._sequences]
+        prefilling = [s for part in with_room for s in part.running if s.stage is Stage.PREFILLING]
+        coming = max((_shared(other, sequence) for other in prefilling), default=0)
+        return coming > 0 and coming > max(self._kept(sequence, part) for part in with_room)
 
     def _kept(self, sequence: Sequence, part: Part) -> int:
         """How many of the sequence's first pages are there, with the ring at their end."""
-        # One token at least is computed: its logits are wanted.
-        keys = sequence.keys[: (len(sequence.tokens) - 1) // PAGE]
         found = 0
-        for count, key in enumerate(keys, 1):
+        for count, key in enumerate(sequence.keys[: _shareable(sequence)], 1):
             if part.pages.find(key) is None:
                 break
             if part.rings.find(key) is not None:
@@ -232,9 +240,9 @@ class Scheduler:
         part.running.append(sequence)
 
     def _chunk(self, sequence: Sequence) -> int:
-        """How many tokens its next chunk has: to share pages, one ends with the last whole page."""
+        """How many tokens its next chunk has: to share pages, one ends where others can go on."""
         left = len(sequence.tokens) - sequence.computed
-        whole = len(sequence.tokens) // PAGE * PAGE - sequence.computed
+        whole = _shareable(sequence) * PAGE - sequence.computed
         return min(WIDTHS[-1], whole if self._reuse and whole > 0 else left)
 
     def _prefill(self, prefilling: list[Sequence]) -> Prefill:
@@ -311,6 +319,20 @@ def pages_for(tokens: int) -> int:
 def width_for(tokens: int) -> int:
     """Tokens a row of the call that prefills so many, or the first of them."""
     return next((width for width in WIDTHS if width >= tokens), WIDTHS[-1])
+
+
+def _shareable(sequence: Sequence) -> int:
+    """Pages of its prompt that others can go on from: one token at least is theirs to compute."""
+    return (len(sequence.tokens) - 1) // PAGE
+
+
+def _shared(leader: Sequence, follower: Sequence) -> int:
+    """Pages of a prompt being computed that another one can go on from, where a chunk ends."""
+    last = _shareable(leader) * PAGE
+    ends = {last, *range(leader.computed + WIDTHS[-1], last, WIDTHS[-1])}
+    pages = [end // PAGE for end in ends if end > leader.computed and end % PAGE == 0]
+    fitting = [n for n in pages if n <= min(len(leader.keys), _shareable(follower))]
+    return max((n for n in fitting if leader.keys[n - 1] == follower.keys[n - 1]), default=0)
 
 
 def _in_parts(of_part: list[list[Sequence]], size: int) -> list[Sequence | None]:

@@ -6,9 +6,10 @@ from typing import Any
 
 from gptoss_jax.inference.completion import ended_by, message_dict
 from gptoss_jax.inference.engine import Engine
-from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.reading import TurnReader
+from gptoss_jax.inference.requests import Request, Sequence
 from gptoss_jax.text import Tokenizer
-from gptoss_jax.text.harmony import HarmonyParser, to_turn
+from gptoss_jax.text.harmony import to_turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +17,10 @@ class BatchTurn:
     """An assistant turn.
 
     Attributes:
-      tokens: its ids, the one that ended it included.
+      tokens: its ids, the one that ended it included, and none after that.
       text: of the final channel.
       messages: every harmony message, as `Completion.messages` has it.
-      finish_reason: "stop", "tool_calls" or "length".
+      finish_reason: "stop" (by the model or a stop string), "tool_calls" or "length".
     """
 
     tokens: list[int]
@@ -28,15 +29,15 @@ class BatchTurn:
     finish_reason: str
 
 
-def turn_of(tokenizer: Tokenizer, tokens: list[int]) -> BatchTurn:
-    """The turn that these ids are."""
-    parser = HarmonyParser(tokenizer)
-    for token in tokens:
-        parser.push(token)
-    parser.finish()
-    turn = to_turn(parser.messages)
-    reason = ended_by(tokenizer, tokens[-1] if tokens else None, turn) or "length"
-    return BatchTurn(tokens, turn.content, [message_dict(m) for m in parser.messages], reason)
+def turn_of(tokenizer: Tokenizer, tokens: list[int], stops: Iterable[str] = ()) -> BatchTurn:
+    """The turn that these ids are, up to a stop string."""
+    reader = TurnReader(tokenizer, stops)
+    for count, token in enumerate(tokens, 1):
+        reader.push(token)
+        if reader.stopped:
+            tokens = tokens[:count]
+            break
+    return _turn(tokenizer, tokens, reader)
 
 
 def turns(engine: Engine, tokenizer: Tokenizer, asked: Iterable[Request]) -> Iterator[BatchTurn]:
@@ -47,7 +48,34 @@ def turns(engine: Engine, tokenizer: Tokenizer, asked: Iterable[Request]) -> Ite
       tokenizer: its tokenizer.
       asked: how many is not bounded.
     """
-    for sequence in [engine.submit(request) for request in asked]:
-        while not sequence.ended:
-            engine.step()
-        yield turn_of(tokenizer, sequence.generated)
+    sequences = [engine.submit(request) for request in asked]
+    under_way = {s: _UnderWay(TurnReader(tokenizer, s.request.stop), []) for s in sequences}
+    for sequence in sequences:
+        while not (sequence.ended or under_way[sequence].reader.stopped):
+            for fresh in engine.step():
+                if fresh in under_way and under_way[fresh].take(fresh):
+                    engine.cancel(fresh)
+        one = under_way.pop(sequence)
+        yield _turn(tokenizer, one.tokens, one.reader)
+
+
+@dataclasses.dataclass
+class _UnderWay:
+    reader: TurnReader
+    tokens: list[int]
+
+    def take(self, sequence: Sequence) -> bool:
+        """Reads its new tokens; whether a stop string was found."""
+        for token in sequence.generated[len(self.tokens) :]:
+            if not self.reader.stopped:
+                self.reader.push(token)
+                self.tokens.append(token)
+        return self.reader.stopped
+
+
+def _turn(tokenizer: Tokenizer, tokens: list[int], reader: TurnReader) -> BatchTurn:
+    reader.finish()
+    turn = to_turn(reader.messages)
+    ended = ended_by(tokenizer, tokens[-1] if tokens else None, turn)
+    reason = "stop" if reader.stopped else ended or "length"
+    return BatchTurn(tokens, turn.content, [message_dict(m) for m in reader.messages], reason)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,7 +17,6 @@ from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.programs import Programs, compiler_options
-from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.inference.scheduler import pages_for, width_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
@@ -118,13 +116,9 @@ def call(
     pages = pages_for(context)
     layers = jax.eval_shape(programs.pools(own * pages, own, platform))
     state = State.idle(layers, rows, pages + 1)
-    nothing_V = np.zeros((config.vocab_size,), bool)
-    sampling = Sampling.of([None] * rows)
-    limits, anything = np.zeros((rows,), np.int32), np.zeros((rows, 0), np.int32)
-    rules: Any = Rules(sampling, nothing_V, nothing_V, limits, anything)  # pyright: ignore[reportArgumentType]
     state, rules = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-        for tree in (state, rules)
+        for tree in (state, Rules.greedy(rows, config.vocab_size, limit=0))
     )
     state, rules = _placed(state, programs.state, mesh), _placed(rules, programs.rules, mesh)
     return programs, state, rules

@@ -1,6 +1,7 @@
 """A turn from scripted tokens: channels, finish reasons, raw text, and what generate shows."""
 
 import argparse
+import dataclasses
 import io
 import sys
 
@@ -11,7 +12,7 @@ from gptoss_jax.checkpoint.synthetic import write_synthetic
 from gptoss_jax.errors import UserError
 from gptoss_jax.generate import _prepare, _stream, build_parser
 from gptoss_jax.inference.completion import Turn
-from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.requests import Request, Sequence
 from gptoss_jax.inference.runner import Timings
 from gptoss_jax.text import o200k_harmony
 
@@ -32,9 +33,12 @@ class Script:
         self._tokens = list(tokens_of(text))
         self._a_call = a_call
 
-    def run(self, asked):
+    def submit(self, request):
+        return Sequence(request, 0, 1000, list(request.prompt))
+
+    def follow(self, sequence):
         for first in range(0, len(self._tokens), self._a_call):
-            yield 0, self._tokens[first : first + self._a_call]
+            yield self._tokens[first : first + self._a_call]
 
 
 def tokens_of(text: str):
@@ -46,8 +50,9 @@ def tokens_of(text: str):
         yield from [tokenizer.token_id(special)] if special else tokenizer.encode(piece)
 
 
-def turn(text: str, **options) -> Turn:
-    return Turn(Script(text), o200k_harmony(), Request([1, 2], 100), **options)
+def turn(text: str, *, a_call: int = 3, stop: tuple[str, ...] = (), **options) -> Turn:
+    request = Request([1, 2], 100, stop=stop)
+    return Turn(Script(text, a_call), o200k_harmony(), request, **options)
 
 
 def pieces(one: Turn) -> list[tuple[str, str]]:
@@ -93,6 +98,58 @@ def test_raw_text_has_specials_by_name_but_not_the_stop_token():
     assert pieces(one) == [("raw", "<|channel|>final<|message|>Sky: é.")]
     assert one.completion().text == "<|channel|>final<|message|>Sky: é."
     assert one.completion().finish_reason == "stop"
+
+
+@pytest.mark.parametrize("a_call", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "stop", "said", "reason"),
+    [
+        ("One. Two. Three.", ". Th", "One. Two", "stop"),
+        ("One. Two. Three.", "O", "", "stop"),
+        ("One. Two. Three.", "Three. Four", "One. Two. Three.", "stop"),  # by the model
+        ("naïve é 日本", "本", "naïve é 日", "stop"),
+        ("a<b<c", "<c<", "a<b<c", "stop"),
+    ],
+)
+def test_a_stop_string_ends_the_answer_before_it(a_call, text, stop, said, reason):
+    """Wherever it lies across tokens; no part of it is shown, and what was held back is."""
+    script = THOUGHT + f"<|channel|>final<|message|>{text}<|return|>"
+    one = turn(script, a_call=a_call, stop=(stop, "never in it"))
+    shown = pieces(one)
+    assert "".join(piece for channel, piece in shown if channel == "final") == said
+    done = one.completion()
+    assert (done.text, done.reasoning, done.finish_reason) == (said, "Hmm, é.", reason)
+    assert done.messages[-1]["content"] == said
+    assert done.messages[-1]["channel"] == "final"
+
+
+def test_stop_strings_are_of_the_final_channel_alone():
+    one = turn(THOUGHT + CALL, stop=("Hmm", "{", "json"))
+    assert pieces(one) == [("analysis", "Hmm, é."), ("commentary", "{}")]
+    assert one.completion().finish_reason == "tool_calls"
+    again = turn(THOUGHT + ANSWER, stop=("Hmm", "é"))
+    assert pieces(again)[-1] == ("final", "Sky: ")
+
+
+def test_a_stop_string_lies_within_one_message():
+    other = "<|channel|>final<|message|>B!<|return|>"
+    two = "<|channel|>final<|message|>A<|end|><|start|>assistant" + other
+    one = turn(two, stop=("AB", "!"))
+    assert pieces(one) == [("final", "AB")]
+    assert [m["content"] for m in one.completion().messages] == ["A", "B"]
+
+
+def test_a_stop_string_ends_raw_text():
+    one = turn("One. Two. Three.", raw=True, stop=("wo. T",))
+    assert pieces(one) == [("raw", "One. T")]
+    assert one.completion().text == "One. T"
+    assert one.completion().finish_reason == "stop"
+
+
+def test_tokens_after_a_stop_string_do_not_count():
+    one = turn(ANSWER, a_call=100, stop=("Sky",))
+    pieces(one)
+    assert one.completion().usage["completion_tokens"] == 4  # the header's three and "Sky"
 
 
 def test_an_interrupt_ends_after_the_call_under_way():
@@ -150,12 +207,31 @@ def tiny(tmp_path_factory):
     return directory
 
 
-def prepare(*words: str) -> Turn:
+def prepare(*words: str) -> list[Turn]:
     return _prepare(build_parser().parse_args([*words, "Hi"]))
 
 
 def test_flags_reach_the_device(tiny):
-    one = prepare(
+    one, other = prepare(
+        "-n",
+        "2",
+        "--json",
+        "--logprobs",
+        "3",
+        "--repetition-penalty",
+        "1.25",
+        "--presence-penalty",
+        "-0.5",
+        "--frequency-penalty",
+        "0.75",
+        "--logit-bias",
+        "17=-3.5",
+        "--logit-bias",
+        "4=2",
+        "--stop",
+        "END",
+        "--stop",
+        "\n\n",
         "--checkpoint",
         str(tiny),
         "--min-p",
@@ -171,9 +247,13 @@ def test_flags_reach_the_device(tiny):
         "--reasoning-effort",
         "high",
     )
-    asked = one._request
+    asked = one._sequence.request
     assert (asked.min_p, asked.top_k, asked.top_p) == (0.25, 7, 0.5)
     assert (asked.temperature, asked.seed) == (0.75, 9)
+    assert (asked.repetition_penalty, asked.presence_penalty) == (1.25, -0.5)
+    assert (asked.frequency_penalty, asked.logit_bias) == (0.75, {17: -3.5, 4: 2.0})
+    assert (list(asked.stop), asked.logprobs) == (["END", "\n\n"], 3)
+    assert other._sequence.request == dataclasses.replace(asked, seed=10)
     assert "Reasoning: high" in o200k_harmony().decode(list(asked.prompt))
 
 
@@ -184,6 +264,12 @@ def test_mistakes_are_found_before_the_weights(tiny, monkeypatch):
         prepare(*checkpoint, "--raw", "--system", "Be kind.")
     with pytest.raises(UserError, match="context is"):
         prepare(*checkpoint, "--system", "a b c " * 60_000)
+    with pytest.raises(UserError, match="id 201088 is outside"):
+        prepare(*checkpoint, "--logit-bias", "201088=1")
+    with pytest.raises(UserError, match="none of them empty"):
+        prepare(*checkpoint, "--stop", "")
+    with pytest.raises(UserError, match="--logprobs is shown by --json"):
+        prepare(*checkpoint, "--logprobs", "2")
 
 
 @pytest.mark.parametrize(("stdin", "message"), [(b"ab\xff", "not UTF-8 .byte 2"), (None, "closed")])

@@ -4,59 +4,18 @@ import dataclasses
 import json
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from small import CONFIG, answers, engine_of, full_logits, prompt
 
 import gptoss_jax
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.completion import render_chat
 from gptoss_jax.inference.engine import Engine, engine_for
-from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.requests import Request, copies
 from gptoss_jax.inference.turns import turns
-from gptoss_jax.model.config import Config
-from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import constraints
 from gptoss_jax.text.constraints import Constraint
-
-CONFIG = Config(
-    num_layers=2,
-    num_experts=6,
-    experts_per_token=2,
-    hidden_size=64,
-    expert_width=96,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=160,
-    sliding_window=8,
-    rope_original_context=64,
-    max_context=96,
-)
-
-
-@pytest.fixture(scope="module")
-def model() -> GptOss:
-    model = GptOss(CONFIG, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(1))
-    # Large enough that the argmax is not a matter of rounding.
-    return jax.tree.map(lambda x: x * 12 if x.dtype == jnp.float32 and x.ndim == 2 else x, model)
-
-
-@pytest.fixture(scope="module")
-def small_pages():
-    """Pages of 16 and chunks of at most 32, so that 96 tokens cross their borders."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("model.cache", "inference.scheduler"):
-            patch.setattr(f"gptoss_jax.{module}.PAGE", 16)
-        patch.setattr("gptoss_jax.inference.scheduler.WIDTHS", (8, 32))
-        yield
-
-
-def engine_of(model: GptOss, stops=(), banned=(), **options) -> Engine:
-    options = {"max_sequences": 2} | options
-    return Engine(model, stops, np.asarray(banned, np.int32), **options)
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +27,6 @@ def engine(model) -> Engine:
 def one(small_pages, model) -> Engine:
     """What answers requests one at a time, with nothing shared."""
     return engine_of(model, max_sequences=1, reuse=False)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist()
-
-
-def answers(engine: Engine, asked: list[Request]) -> list[list[int]]:
-    made = [[] for _ in asked]
-    for index, tokens in engine.run(asked):
-        made[index] += tokens
-    return made
-
-
-def full_logits(model, ids: list[int]):
-    padded = jnp.asarray([ids + [0] * (CONFIG.max_context - len(ids))])
-    return jax.jit(lambda model, tokens: model(tokens))(model, padded)[0, : len(ids)]
 
 
 @pytest.mark.fast
@@ -150,6 +93,8 @@ def test_timings_count_tokens(engine):
 def test_bad_requests_are_refused_in_a_line(engine, ids, max_tokens, message):
     with pytest.raises(UserError, match=message) as error:
         engine.submit(Request(ids, max_tokens))
+    with pytest.raises(UserError, match="id 160 is outside the 160-token vocabulary"):
+        engine.submit(Request([1], 5, logit_bias={160: 1.0}))
     assert "\n" not in str(error.value)
     assert not engine.busy
 
@@ -224,6 +169,16 @@ def test_a_second_turn_computes_what_is_new(small_pages, model, one):
     assert sequence.reused == 32  # whole pages of the first prompt
     assert engine.timings.prefill_tokens - before == len(second.prompt) - 32
     assert [sequence.generated] == answers(one, [second])
+
+
+def test_copies_share_the_prompt_and_are_as_each_alone(small_pages, model, one):
+    engine = engine_of(model, max_sequences=4, max_tokens=64)
+    asked = copies(Request(prompt(37), 9, temperature=0.9, seed=2**32 - 2), 4)
+    assert [request.seed for request in asked] == [2**32 - 2, 2**32 - 1, 0, 1]
+    together = answers(engine, asked)
+    assert engine.timings.prefill_tokens == 37 + 3 * (37 - 32)
+    assert together == answers(one, asked)
+    assert len(set(map(tuple, together))) == 4
 
 
 def test_cancelling_frees_the_pages_before_the_next_call(small_pages, model):

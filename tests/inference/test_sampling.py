@@ -84,6 +84,9 @@ def test_zero_temperature_is_greedy_beside_sampled_rows():
         jnp.ones(2),
         jnp.zeros(2, jnp.int32),
         jnp.zeros(2),
+        jnp.ones(2),
+        jnp.zeros(2),
+        jnp.zeros(2),
         jnp.zeros(2, jnp.uint32),
     )
     both = logits(2)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -58,6 +58,11 @@ class Machine(RuleBasedStateMachine):
         sequence = Sequence(request, len(self.submitted), limit, list(prompt))
         self.submitted.append(sequence)
         self.scheduler.add(sequence)
+
+    @rule(shared=st.integers(0, 3), own=st.integers(1, 6), count=st.integers(2, 4))
+    def submit_copies(self, shared, own, count):
+        for _ in range(count):
+            self.submit(shared, own, 5, 0)
 
     @rule(which=st.integers(0, 50))
     @precondition(lambda self: self.submitted)
@@ -163,6 +168,84 @@ class Machine(RuleBasedStateMachine):
             assert finished or sequence.cancelled
         for part in self.scheduler.parts:
             assert part.pages.held == part.rings.held == 0
+
+
+@given(
+    length=st.integers(1, 40),
+    copies=st.integers(2, SEQUENCES),
+    other=st.integers(0, 20),
+    early=st.integers(0, 3),
+)
+def test_of_copies_one_computes_the_whole_pages(length, copies, other, early):
+    """The rest of less than a page, one token at least, is everyone's own."""
+    scheduler = Scheduler(sequences=SEQUENCES + 1, pages=100, rings=60)
+    prompt = list(range(100, 100 + length))
+    asked = [prompt] * copies + ([list(range(500, 500 + other))] if other else [])
+    sequences = [
+        Sequence(Request(ids, 3), order, len(ids) + 3, list(ids)) for order, ids in enumerate(asked)
+    ]
+    computed = dict.fromkeys(sequences, 0)
+    # Those that come while the first is under way wait for it as well.
+    waiting = sequences[1:]
+    scheduler.add(sequences[0])
+    for count in range(200):
+        if count >= early:
+            while waiting:
+                scheduler.add(waiting.pop(0))
+        call = scheduler.next(4)
+        if call is None:
+            break
+        if isinstance(call, Prefill):
+            for sequence, added in zip(call.rows, call.added, strict=True):
+                computed[sequence] = computed.get(sequence, 0) + added
+            scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+        else:
+            scheduler.decoded(call, [[1]] * len(call.rows), frozenset())
+    assert all(sequence.ended for sequence in sequences) and not waiting
+    shared = (length - 1) // PAGE * PAGE
+    assert computed[sequences[0]] == length
+    for sequence in sequences[1:copies]:
+        assert computed[sequence] == length - shared
+        assert sequence.reused == shared
+    if other:
+        assert computed[sequences[-1]] == other
+
+
+def test_each_part_computes_the_pages_of_copies_once():
+    """Four a part: the second part's first copy is one that found no room beside the others."""
+    scheduler = Scheduler(sequences=4, pages=60, rings=40, parts=2)
+    prompt = list(range(100, 111))
+    sequences = [Sequence(Request(prompt, 99), i, 110, list(prompt)) for i in range(8)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    computed = 0
+    while any(s.stage is not Stage.DECODING for s in sequences):
+        call = scheduler.next(1)
+        if isinstance(call, Prefill):
+            computed += sum(call.added)
+            scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+        elif call is not None:
+            scheduler.decoded(call, [[1]] * len(call.rows), frozenset())
+    assert computed == 2 * 11 + 6 * 3
+    assert [len(part.running) for part in scheduler.parts] == [4, 4]
+
+
+def test_who_waits_for_a_prefix_lets_others_pass_and_gives_up_with_its_leader():
+    scheduler = Scheduler(sequences=SEQUENCES, pages=60, rings=40)
+    prompt = list(range(100, 130))
+    leader, copy, other = (
+        Sequence(Request(ids, 3), order, 40, list(ids))
+        for order, ids in enumerate([prompt, prompt, [7] * 9])
+    )
+    for sequence in (leader, copy, other):
+        scheduler.add(sequence)
+    call = scheduler.next(1)
+    assert copy.stage is Stage.WAITING and other.stage is Stage.PREFILLING
+    scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+    leader.cancelled = True
+    scheduler.next(1)
+    assert leader.ended and copy.stage is Stage.PREFILLING
+    assert copy.reused == 8  # of the leader's first chunk
 
 
 Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
