@@ -28,7 +28,7 @@ class Engine:
     In float32 the tokens of a request do not depend on what else runs, as long as the programs have
     the same shapes; over other shapes logits differ by rounding.
 
-    Not done here: text (`completion`, `turns`); threads, all calls are one thread's.
+    Not done here: text (`completion`, `turns`); threads, all calls are one thread's (`service`).
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Engine:
         """Pages that sequences hold now; those that are only kept are not among them."""
         return sum(part.pages.held for part in self._scheduler.parts)
 
-    def submit(self, request: Request) -> requests.Sequence:
-        """Takes a request; it begins with one of the next steps.
+    def check(self, request: Request) -> int:
+        """How many tokens a request may come to, prompt included. Any thread may ask.
 
         Raises:
           UserError: an empty prompt, an id outside the vocabulary, no room left to answer, more
             tokens than the engine has room for, or a value out of its range.
         """
-        config, prompt = self.model.config, list(request.prompt)
+        config, prompt = self.model.config, request.prompt
         check_prompt(config, prompt, request.max_tokens)
         check_sampling(request, config.vocab_size)
         if len(prompt) >= self._room.context:
@@ -112,7 +112,16 @@ class Engine:
                 f"{limit} tokens need {pages_for(limit)} pages of the cache, which has "
                 f"{self._room.pages}; ask for fewer tokens"
             )
-        sequence = requests.Sequence(request, self._submitted, limit, prompt)
+        return limit
+
+    def submit(self, request: Request) -> requests.Sequence:
+        """Takes a request; it begins with one of the next steps.
+
+        Raises:
+          UserError: as `check`.
+        """
+        limit = self.check(request)
+        sequence = requests.Sequence(request, self._submitted, limit, list(request.prompt))
         if request.constraint is not None:
             sequence.matcher = request.constraint.matcher()
         self._submitted += 1
