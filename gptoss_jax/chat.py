@@ -4,16 +4,22 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptoss_jax import cli, interactive
+from gptoss_jax.answer import answer
 from gptoss_jax.errors import UserError
 from gptoss_jax.text.errors import TextError
+from gptoss_jax.tools.loop import ToolLoop, to_chat
+from gptoss_jax.tools.tool import Toolbox
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Turn
+    from gptoss_jax.inference.service import Service
+    from gptoss_jax.model.config import Config
+    from gptoss_jax.text import Tokenizer
 
 _EXAMPLES = ["", "--checkpoint ~/gpt-oss-20b --system 'Answer briefly.' --hide-reasoning"]
 _EFFORTS = ("low", "medium", "high")
@@ -40,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="tokens there is room for, all turns together (%(default)s, or what the model has)",
     )
     interactive.add_sampling(parser)
+    interactive.add_tools(parser)
     reasoning = interactive.add_reasoning(parser)
     reasoning.add_argument("--hide-reasoning", action="store_true", help="show answers alone")
     return parser
@@ -65,11 +72,9 @@ class Conversation:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages, {"role": "user", "content": text}]
 
-    def answered(self, text: str, reasoning: str, answer: str) -> None:
-        """Adds a turn of both."""
-        said = {"role": "assistant", "content": answer}
-        said |= {"reasoning": reasoning} if reasoning else {}
-        self.messages += [{"role": "user", "content": text}, said]
+    def answered(self, text: str, said: list[dict[str, Any]]) -> None:
+        """Adds what the user said, and then the model and its tools."""
+        self.messages += [{"role": "user", "content": text}, *said]
 
     def command(self, line: str) -> str:
         """Does what a line that begins with "/" says; gives what to show.
@@ -138,44 +143,31 @@ def _file(name: str) -> Path:
 def main(arguments: argparse.Namespace) -> None:
     """Loads, then asks and answers until the input ends."""
     tokenizer, config = interactive.find(arguments)
-    model = interactive.load(arguments, config)
-    from gptoss_jax.inference.completion import Turn, render_chat
-    from gptoss_jax.inference.engine import engine_for
+    with interactive.toolbox(arguments) as toolbox:
+        room = min(arguments.context, config.max_context)
+        toolbox.fit(room)
+        model = interactive.load(arguments, config)
+        from gptoss_jax.inference.engine import engine_for
+        from gptoss_jax.inference.service import Service
 
-    room = min(arguments.context, config.max_context)
-    report = interactive.compile_report(wanted=False)
-    # Kept prefixes: a turn computes what is new.
-    engine = engine_for(model, tokenizer, 1, max_tokens=room, report=report)
-    conversation = Conversation(arguments.system, arguments.reasoning_effort)
+        report = interactive.compile_report(wanted=False)
+        # Kept prefixes: a turn computes what is new.
+        engine = engine_for(model, tokenizer, 1, max_tokens=room, report=report)
+        conversation = Conversation(arguments.system, arguments.reasoning_effort)
+        # On a thread of its own, where no Ctrl-C breaks into a device call.
+        with Service(engine) as service:
 
-    def answer(text: str) -> None:
-        prompt = render_chat(tokenizer, conversation.asked(text), conversation.effort)
-        request = interactive.request(arguments, config, prompt)
-        if len(prompt) >= room:
-            raise UserError(
-                f"the conversation has {len(prompt)} tokens and there is room for {room}; "
-                "/reset, or start with a larger --context"
-            )
-        turn = Turn(engine, tokenizer, request)
-        _show(turn, reasoning=not arguments.hide_reasoning)
-        said = turn.completion()
-        if said.finish_reason != "interrupted" or said.text:
-            conversation.answered(text, said.reasoning, said.text)
-        if said.finish_reason == "length":
-            print("note: cut off; see --max-tokens and --context", file=sys.stderr)
+            def respond(line: str) -> None:
+                if line.startswith("/"):
+                    print(conversation.command(line), file=sys.stderr)
+                else:
+                    _answer(line, conversation, toolbox, service, tokenizer, config, arguments)
 
-    for line in _lines():
-        try:
-            if line.startswith("/"):
-                print(conversation.command(line), file=sys.stderr)
-            else:
-                answer(line)
-        except (UserError, TextError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            _talk(respond)
 
 
-def _lines() -> Iterator[str]:
-    """What the user types, until the end of the input or /quit; Ctrl-C asks again."""
+def _talk(respond: Callable[[str], None]) -> None:
+    """Passes on what the user types, until the end of the input or /quit."""
     terminal = sys.stdin.isatty()
     if terminal:
         import readline  # noqa: F401 - input() edits its line and remembers earlier ones
@@ -184,18 +176,65 @@ def _lines() -> Iterator[str]:
     while True:
         try:
             line = input("> " if terminal else "").strip()
+            if line in ("/quit", "/exit"):
+                return
+            if line:
+                respond(line)
         except EOFError:
+            if terminal:
+                print(file=sys.stderr)
             return
-        except KeyboardInterrupt:
+        except (UserError, TextError) as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:  # of a line, of a tool, or for the second time of an answer
             print(file=sys.stderr)
-            continue
-        if line in ("/quit", "/exit"):
-            return
-        if line:
-            yield line
 
 
-def _show(turn: "Turn", *, reasoning: bool) -> None:
+def _answer(
+    text: str,
+    conversation: Conversation,
+    toolbox: Toolbox,
+    service: "Service",
+    tokenizer: "Tokenizer",
+    config: "Config",
+    arguments: argparse.Namespace,
+) -> None:
+    """Asks, shows what comes, and adds both to the conversation."""
+    from gptoss_jax.inference.completion import Turn, chat_conversation
+    from gptoss_jax.text.harmony import render_conversation
+
+    asked = chat_conversation(
+        conversation.asked(text),
+        conversation.effort,
+        functions=toolbox.functions,
+        namespaces=toolbox.namespaces,
+    )
+    prompt = render_conversation(tokenizer, asked)
+    room = min(arguments.context, config.max_context)
+    if len(prompt) >= room:
+        raise UserError(
+            f"the conversation has {len(prompt)} tokens and there is room for {room}; "
+            "/reset, or start with a larger --context"
+        )
+    printer = interactive.Printer(answer=True, reasoning=not arguments.hide_reasoning)
+    loop = ToolLoop(toolbox, asked, max_rounds=arguments.max_tool_rounds)
+    said = answer(
+        Turn(service, tokenizer, interactive.request(arguments, config, prompt)),
+        loop,
+        max_tokens=arguments.max_tokens,
+        stream=lambda turn: _show(turn, printer),
+        show=printer.show_tool,
+    )
+    printer.finish(said.text)
+    if said.finish_reason != "interrupted" or said.text:
+        conversation.answered(text, to_chat(loop.added))
+    if said.finish_reason == "interrupted":
+        print(cli.dimmed("[stopped]", sys.stderr), file=sys.stderr)
+    if said.finish_reason == "length":
+        print("note: cut off; see --max-tokens and --context", file=sys.stderr)
+
+
+def _show(turn: "Turn", printer: interactive.Printer) -> None:
     """Prints a turn as it comes; Ctrl-C ends it, a second one at once."""
 
     def interrupt(signum, frame):
@@ -203,11 +242,9 @@ def _show(turn: "Turn", *, reasoning: bool) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, interrupt)
-    printer = interactive.Printer(answer=True, reasoning=reasoning)
     try:
         for channel, text in turn:
             printer.show(channel, text)
-        printer.finish(turn.completion().text)
     finally:
         signal.signal(signal.SIGINT, before)
 

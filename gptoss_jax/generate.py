@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed, interactive
+from gptoss_jax.answer import answer
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.inference.requests import MOST_LOGPROBS
+from gptoss_jax.tools.loop import ToolLoop
+from gptoss_jax.tools.tool import Toolbox
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
@@ -24,6 +27,10 @@ _EXAMPLES = [
     '--checkpoint ~/gpt-oss-20b "Why is the sky blue?"',
     "--checkpoint ~/gpt-oss-20b --reasoning-effort high --show-reasoning - < question.txt",
 ]
+
+
+# Room for what tools say, beside that for the answer.
+_TOOL_TOKENS = 16_384
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-n", "--n", type=cli.number(int, 1), default=1, metavar="N", help="answers; seeds count up"
     )
     _add_constraints(parser)
+    interactive.add_tools(parser)
     reasoning = interactive.add_reasoning(parser)
     reasoning.add_argument(
         "--show-reasoning", action="store_true", help="stream the reasoning to stderr"
@@ -73,17 +81,20 @@ def _add_constraints(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Loads, generates, prints."""
     began = time.perf_counter()
-    turns = _prepare(arguments)
-    load_s = time.perf_counter() - began
-    for number, turn in enumerate(turns, 1):
-        if len(turns) > 1 and not arguments.json:
-            print(cli.dimmed(f"[{number} of {len(turns)}]", sys.stderr), file=sys.stderr)
-        _answer(turn, load_s, arguments)
+    _check_together(arguments)
+    distributed.join(arguments)
+    if distributed.joined() and interactive.wants_tools(arguments):
+        raise UsageError("tools are run by one process, and there are several; leave them out")
+    with interactive.toolbox(arguments) as toolbox:
+        prepared = _prepare(arguments, toolbox)
+        load_s = time.perf_counter() - began
+        for number, (turn, loop) in enumerate(prepared, 1):
+            if len(prepared) > 1 and not arguments.json:
+                print(cli.dimmed(f"[{number} of {len(prepared)}]", sys.stderr), file=sys.stderr)
+            _show(_answer(turn, loop, arguments), load_s, arguments)
 
 
-def _answer(turn: "Turn", load_s: float, arguments: argparse.Namespace) -> None:
-    _stream(turn, arguments)
-    completion = turn.completion()
+def _show(completion: "Completion", load_s: float, arguments: argparse.Namespace) -> None:
     timings = {"load_s": load_s, **completion.timings}
     if arguments.json:
         shown = dataclasses.asdict(completion) | {"timings": timings}
@@ -95,35 +106,62 @@ def _answer(turn: "Turn", load_s: float, arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
 
-def _prepare(arguments: argparse.Namespace) -> "list[Turn]":
-    """Everything up to the first token; what can be wrong without JAX is found before it loads."""
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Raises a UsageError for flags that contradict each other."""
     if arguments.raw and (arguments.system or arguments.developer):
         raise UsageError("--raw continues the prompt as it is; leave out --system and --developer")
     if arguments.logprobs is not None and not arguments.json:
         raise UsageError("--logprobs is shown by --json alone; add it")
-    distributed.join(arguments)
+    if not interactive.wants_tools(arguments):
+        return
+    if arguments.raw:
+        raise UsageError(
+            "--raw continues the prompt as it is, without tools; leave one of them out"
+        )
+    if arguments.json_schema or arguments.regex is not None or arguments.grammar:
+        raise UsageError("a constraint leaves no way to call tools; leave one of them out")
+
+
+def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Turn, ToolLoop]]":
+    """Everything up to the first token; what can be wrong without JAX is found before it loads."""
     text = _read_prompt(arguments) if distributed.prints() else ""
     tokenizer, config = interactive.find(arguments)
     constraint, formats = _constraint(arguments, tokenizer)
     from gptoss_jax.inference import completion
     from gptoss_jax.inference.requests import check_prompt, copies
+    from gptoss_jax.text.harmony import render_conversation
 
+    conversation = []
     if arguments.raw:
         prompt = tokenizer.encode(text)
     else:
         roles = {"system": arguments.system, "developer": arguments.developer, "user": text}
         messages = [{"role": role, "content": said} for role, said in roles.items() if said]
-        effort = arguments.reasoning_effort
-        prompt = completion.render_chat(tokenizer, messages, effort, formats)
+        conversation = completion.chat_conversation(
+            messages,
+            arguments.reasoning_effort,
+            formats,
+            functions=toolbox.functions,
+            namespaces=toolbox.namespaces,
+        )
+        prompt = render_conversation(tokenizer, conversation)
     prompt = distributed.same(prompt)
     check_prompt(config, prompt, arguments.max_tokens)
+    toolbox.fit(config.max_context)
     request = interactive.request(arguments, config, prompt, constraint)
     request = dataclasses.replace(request, logprobs=arguments.logprobs)
     asked = copies(request, arguments.n)
     model = interactive.load(arguments, config)
     report = interactive.compile_report(wanted=arguments.stats)
-    engine = completion.engine_of_few(model, tokenizer, asked, report)
-    return [completion.Turn(engine, tokenizer, one, raw=arguments.raw) for one in asked]
+    more = _TOOL_TOKENS if toolbox else 0
+    engine = completion.engine_of_few(model, tokenizer, asked, report, more=more)
+    return [
+        (
+            completion.Turn(engine, tokenizer, one, raw=arguments.raw),
+            ToolLoop(toolbox, conversation, max_rounds=arguments.max_tool_rounds),
+        )
+        for one in asked
+    ]
 
 
 def _constraint(
@@ -166,14 +204,26 @@ def _read_stdin() -> str:
         raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
 
 
-def _stream(turn: "Turn", arguments: argparse.Namespace) -> None:
+def _answer(turn: "Turn", loop: ToolLoop, arguments: argparse.Namespace) -> "Completion":
+    printer = interactive.Printer(answer=not arguments.json, reasoning=arguments.show_reasoning)
+    completion = answer(
+        turn,
+        loop,
+        max_tokens=arguments.max_tokens,
+        stream=lambda turn: _stream(turn, printer),
+        show=printer.show_tool,
+    )
+    printer.finish(completion.text)
+    return completion
+
+
+def _stream(turn: "Turn", printer: interactive.Printer) -> None:
     def interrupt(signum, frame):
         turn.interrupt()
         # A second Ctrl-C does not wait for the device.
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     began = False
-    printer = interactive.Printer(answer=not arguments.json, reasoning=arguments.show_reasoning)
     for channel, text in turn:
         # From the first text on, Ctrl-C ends the turn after the device call under way; before it
         # there is nothing to keep, and it ends the program; as it does one of several processes,
@@ -182,7 +232,6 @@ def _stream(turn: "Turn", arguments: argparse.Namespace) -> None:
             signal.signal(signal.SIGINT, interrupt)
         began = True
         printer.show(channel, text)
-    printer.finish(turn.completion().text)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

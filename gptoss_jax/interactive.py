@@ -1,8 +1,10 @@
 """What `generate` and `chat` share: flags, what they load, and text as it comes."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
@@ -15,6 +17,8 @@ from gptoss_jax.loading import (
     find_tokenizer,
     load_with,
 )
+from gptoss_jax.tools.loop import DEFAULT_ROUNDS
+from gptoss_jax.tools.tool import Tool, Toolbox, shortened
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.requests import Request
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from gptoss_jax.model.transformer import GptOss
     from gptoss_jax.text import Tokenizer
     from gptoss_jax.text.constraints import Constraint
+    from gptoss_jax.text.harmony import Message
+
+_SHOWN_OF_TOOLS = 2000
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +117,70 @@ def add_reasoning(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--reasoning-effort", choices=["low", "medium", "high"], default="medium"
     )
     return reasoning
+
+
+def add_tools(parser: argparse.ArgumentParser) -> None:
+    """The flags that give the model tools; without them it has none."""
+    tools = parser.add_argument_group(
+        "Tools", "their calls and answers are shown with the reasoning"
+    )
+    tools.add_argument(
+        "--tool",
+        choices=["python"],
+        action="append",
+        default=[],
+        help="python: runs the model's code, shut in: no network, none of your files, little time",
+    )
+    tools.add_argument(
+        "--functions",
+        metavar="FILE.py",
+        type=Path,
+        action="append",
+        default=[],
+        help="the functions in it; they run in this process with all your rights",
+    )
+    tools.add_argument(
+        "--mcp",
+        metavar="COMMAND",
+        action="append",
+        default=[],
+        help="the tools of an MCP server, which this command starts, with all your rights",
+    )
+    tools.add_argument(
+        "--max-tool-rounds",
+        type=cli.number(int, 0),
+        default=DEFAULT_ROUNDS,
+        metavar="N",
+        help="how often tools are run for an answer (%(default)s)",
+    )
+
+
+def wants_tools(arguments: argparse.Namespace) -> bool:
+    """Whether the flags give the model any tool."""
+    return bool(arguments.tool or arguments.functions or arguments.mcp)
+
+
+@contextlib.contextmanager
+def toolbox(arguments: argparse.Namespace) -> Iterator[Toolbox]:
+    """The tools that the flags ask for; imports no JAX.
+
+    Raises:
+      UserError: one of them is not to be had.
+    """
+    from gptoss_jax.tools import functions, sandbox
+    from gptoss_jax.tools.mcp import McpServer
+    from gptoss_jax.tools.python import Python
+
+    with contextlib.ExitStack() as stack:
+        tools: list[Tool] = []
+        if arguments.tool:
+            sandbox.check()
+            tools.append(Python())
+        for file in arguments.functions:
+            tools += functions.functions_of(file)
+        for command in arguments.mcp:
+            tools += stack.enter_context(McpServer(command)).tools
+        yield Toolbox(tools)
 
 
 def find(arguments: argparse.Namespace) -> "tuple[Tokenizer, Config]":
@@ -208,6 +279,10 @@ class Printer:
             label = "" if channel == self._last else f"[{channel}] "
             print(cli.dimmed(label + text, sys.stderr), end="", file=sys.stderr, flush=True)
         self._last = channel
+
+    def show_tool(self, message: "Message") -> None:
+        """What a tool answered; of much, the beginning and the end."""
+        self.show(str(message.name), shortened(message.content.rstrip("\n"), _SHOWN_OF_TOOLS))
 
     def finish(self, text: str) -> None:
         """Ends the open line; a turn that only has a preamble gives that as its answer."""

@@ -11,12 +11,15 @@ from gptoss_jax.inference.engine import Engine, engine_for
 from gptoss_jax.inference.reading import TurnReader
 from gptoss_jax.inference.requests import Request, check_prompt, copies
 from gptoss_jax.inference.runner import Timings
+from gptoss_jax.inference.service import Service
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
 from gptoss_jax.text.harmony import (
     AssistantTurn,
     Message,
     ResponseFormat,
+    ToolFunction,
+    ToolNamespace,
     from_chat,
     render_conversation,
     to_turn,
@@ -57,12 +60,12 @@ class Turn:
 
     Turns of one engine run together, whichever of them is iterated.
 
-    Not done here: running tools.
+    Not done here: running tools (`answer`).
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Service,
         tokenizer: Tokenizer,
         request: Request,
         *,
@@ -71,7 +74,7 @@ class Turn:
         """Submits a turn's request.
 
         Args:
-          engine: of the model.
+          engine: of the model, here or on a thread of its own.
           tokenizer: its tokenizer.
           request: the conversation in tokens, and how it goes on.
           raw: no harmony: the output is plain text, special tokens shown by name.
@@ -79,15 +82,16 @@ class Turn:
         Raises:
           UserError: the engine cannot run the request.
         """
-        self._engine = engine
+        # What `submit` of either gives, its `follow` takes.
+        self._engine: Any = engine
         self._tokenizer = tokenizer
         self._reader = TurnReader(tokenizer, request.stop, raw=raw)
-        self._sequence = engine.submit(request)
+        self._sequence: Any = engine.submit(request)
         self._tokens: list[int] = []
         self._interrupted = False
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Yields (channel, text): channel "final", "analysis", "commentary" or "raw"."""
+        """Yields (channel, text), as `TurnReader` gives them."""
         for tokens in self._engine.follow(self._sequence):
             for token in tokens:
                 self._tokens.append(token)
@@ -101,6 +105,12 @@ class Turn:
     def interrupt(self) -> None:
         """Ends the turn after the device call under way, with what was generated until then."""
         self._interrupted = True
+
+    def following(self, conversation: Sequence[Message], max_tokens: int) -> "Turn":
+        """A turn of the same kind after a conversation, as this one's with what tools said."""
+        prompt = render_conversation(self._tokenizer, conversation)
+        asked = dataclasses.replace(self._sequence.request, prompt=prompt, max_tokens=max_tokens)
+        return Turn(self._engine, self._tokenizer, asked)
 
     def completion(self) -> Completion:
         """The turn so far; complete once iteration has ended."""
@@ -163,23 +173,37 @@ def _as_timings(timings: Timings) -> dict[str, float]:
     }
 
 
+def chat_conversation(
+    messages: Sequence[Mapping[str, Any]],
+    reasoning_effort: str | None = None,
+    response_formats: Sequence[ResponseFormat] = (),
+    *,
+    functions: Sequence[ToolFunction] = (),
+    namespaces: Sequence[ToolNamespace] = (),
+) -> list[Message]:
+    """A conversation in the chat API's form as harmony has it, today's date in its system message.
+
+    Raises:
+      HarmonyError: a message is not of that form, or the effort is not low, medium or high.
+    """
+    return from_chat(
+        messages,
+        tools=functions,
+        response_formats=response_formats,
+        builtin_tools=namespaces,
+        effort=reasoning_effort or "medium",  # pyright: ignore[reportArgumentType]
+        current_date=datetime.date.today().isoformat(),
+    )
+
+
 def render_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     reasoning_effort: str | None = None,
     response_formats: Sequence[ResponseFormat] = (),
 ) -> list[int]:
-    """Prompt ids of a conversation in the chat API's form, today's date in its system message.
-
-    Raises:
-      HarmonyError: a message is not of that form, or the effort is not low, medium or high.
-    """
-    conversation = from_chat(
-        messages,
-        response_formats=response_formats,
-        effort=reasoning_effort or "medium",  # pyright: ignore[reportArgumentType]
-        current_date=datetime.date.today().isoformat(),
-    )
+    """Prompt ids of `chat_conversation`."""
+    conversation = chat_conversation(messages, reasoning_effort, response_formats)
     return render_conversation(tokenizer, conversation)
 
 
@@ -188,14 +212,24 @@ def engine_of_few(
     tokenizer: Tokenizer,
     asked: Sequence[Request],
     report: Callable[[str], None] | None = None,
+    *,
+    more: int = 0,
 ) -> Engine:
-    """An engine for some requests, up to 16 at once, with no more memory than these can need."""
-    wanted = max(len(request.prompt) + request.max_tokens for request in asked)
+    """An engine for some requests, up to 16 at once, with no more memory than these can need.
+
+    Args:
+      model: the network.
+      tokenizer: its tokenizer.
+      asked: the first ones, if there is `more`.
+      report: as `Engine` takes it.
+      more: tokens that others will put between a request's own, so that more requests follow.
+    """
+    wanted = max(len(request.prompt) + request.max_tokens for request in asked) + more
     # Few sizes, so that what was compiled before is found again.
     room = -(-wanted // _ROOM_STEP) * _ROOM_STEP
     at_once = min(len(asked), _AT_ONCE)
-    several = len(asked) > 1
-    return engine_for(model, tokenizer, at_once, max_tokens=room, reuse=several, report=report)
+    reuse = len(asked) > 1 or more > 0
+    return engine_for(model, tokenizer, at_once, max_tokens=room, reuse=reuse, report=report)
 
 
 def complete(

@@ -11,7 +11,7 @@ Piece = tuple[str, str]
 
 
 class TurnReader:
-    """Takes tokens, gives (channel, text): channel "final", "analysis", "commentary" or "raw".
+    """Takes tokens, gives (channel, text): "final", "analysis", "commentary", "raw" or "to TOOL".
 
     Stop strings are looked for in each message of the final channel, not in reasoning or in what
     goes to tools; in raw text everywhere. Neither they nor what follows is in `text` or `messages`.
@@ -106,9 +106,9 @@ class TurnReader:
 
 
 def _channel(event: Event) -> str | None:
-    """Of what the assistant says; a call to a tool is commentary on any channel."""
+    """Of what the assistant says; of a call, on any channel, whom it calls."""
     if not isinstance(event, Delta) or event.role != "assistant":
         return None
-    if event.recipient is not None or event.channel == "commentary":
-        return "commentary"
-    return "analysis" if event.channel == "analysis" else "final"
+    if event.recipient is not None:
+        return f"to {event.recipient}"
+    return event.channel if event.channel in ("analysis", "commentary") else "final"

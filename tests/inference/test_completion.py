@@ -1,6 +1,5 @@
 """A turn from scripted tokens: channels, finish reasons, raw text, and what generate shows."""
 
-import argparse
 import dataclasses
 import io
 import sys
@@ -10,11 +9,13 @@ import pytest
 from gptoss_jax.checkpoint import load
 from gptoss_jax.checkpoint.synthetic import write_synthetic
 from gptoss_jax.errors import UserError
-from gptoss_jax.generate import _prepare, _stream, build_parser
+from gptoss_jax.generate import _check_together, _prepare, _stream, build_parser
 from gptoss_jax.inference.completion import Turn
 from gptoss_jax.inference.requests import Request, Sequence
 from gptoss_jax.inference.runner import Timings
+from gptoss_jax.interactive import Printer
 from gptoss_jax.text import o200k_harmony
+from gptoss_jax.tools.tool import Toolbox
 
 pytestmark = pytest.mark.fast
 
@@ -69,8 +70,8 @@ def pieces(one: Turn) -> list[tuple[str, str]]:
     ("text", "expected"),
     [
         (THOUGHT + ANSWER, [("analysis", "Hmm, é."), ("final", "Sky: é.")]),
-        (THOUGHT + CALL, [("analysis", "Hmm, é."), ("commentary", "{}")]),
-        (QUIET_CALL, [("commentary", "1+1")]),
+        (THOUGHT + CALL, [("analysis", "Hmm, é."), ("to functions.f", "{}")]),
+        (QUIET_CALL, [("to python", "1+1")]),
         ("<|channel|>commentary<|message|>One moment.<|end|>", [("commentary", "One moment.")]),
     ],
 )
@@ -125,7 +126,7 @@ def test_a_stop_string_ends_the_answer_before_it(a_call, text, stop, said, reaso
 
 def test_stop_strings_are_of_the_final_channel_alone():
     one = turn(THOUGHT + CALL, stop=("Hmm", "{", "json"))
-    assert pieces(one) == [("analysis", "Hmm, é."), ("commentary", "{}")]
+    assert pieces(one) == [("analysis", "Hmm, é."), ("to functions.f", "{}")]
     assert one.completion().finish_reason == "tool_calls"
     again = turn(THOUGHT + ANSWER, stop=("Hmm", "é"))
     assert pieces(again)[-1] == ("final", "Sky: ")
@@ -167,6 +168,12 @@ def test_what_is_not_the_assistants_is_not_shown():
     assert one.completion().text == "Sky: é.!"
 
 
+def stream(one: Turn, *, reasoning: bool, answer: bool = True) -> None:
+    printer = Printer(answer=answer, reasoning=reasoning)
+    _stream(one, printer)
+    printer.finish(one.completion().text)
+
+
 PREAMBLE = "<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant"
 
 
@@ -181,7 +188,7 @@ PREAMBLE = "<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant
     ],
 )
 def test_what_generate_prints(capsys, text, reasoning, out, err):
-    _stream(turn(text), argparse.Namespace(json=False, show_reasoning=reasoning))
+    stream(turn(text), reasoning=reasoning)
     assert capsys.readouterr() == (out, err)
 
 
@@ -191,12 +198,12 @@ def test_lines_of_a_terminal_are_not_mixed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(sys, "stderr", terminal)
     again = ANSWER.replace("<|return|>", "<|end|><|start|>assistant")
-    _stream(turn(again + THOUGHT + ANSWER), argparse.Namespace(json=False, show_reasoning=True))
+    stream(turn(again + THOUGHT + ANSWER), reasoning=True)
     assert terminal.getvalue() == "Sky: é.\n[analysis] Hmm, é.\nSky: é.\n"
 
 
 def test_json_streams_nothing(capsys):
-    _stream(turn(THOUGHT + ANSWER), argparse.Namespace(json=True, show_reasoning=False))
+    stream(turn(THOUGHT + ANSWER), reasoning=False, answer=False)
     assert capsys.readouterr() == ("", "")
 
 
@@ -208,7 +215,9 @@ def tiny(tmp_path_factory):
 
 
 def prepare(*words: str) -> list[Turn]:
-    return _prepare(build_parser().parse_args([*words, "Hi"]))
+    arguments = build_parser().parse_args([*words, "Hi"])
+    _check_together(arguments)
+    return [turn for turn, _ in _prepare(arguments, Toolbox())]
 
 
 def test_flags_reach_the_device(tiny):
@@ -277,4 +286,4 @@ def test_standard_input_that_cannot_be_read(tiny, monkeypatch, stdin, message):
     file = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin))
     monkeypatch.setattr(sys, "stdin", file)
     with pytest.raises(UserError, match=message):
-        _prepare(build_parser().parse_args(["--checkpoint", str(tiny), "-"]))
+        _prepare(build_parser().parse_args(["--checkpoint", str(tiny), "-"]), Toolbox())

@@ -1,0 +1,1 @@
+"""Tools a model may call, and the loop of its turns and their answers. Imports no JAX."""

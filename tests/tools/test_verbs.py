@@ -1,0 +1,112 @@
+"""`generate` and `chat` with tools, as a user runs them with nano."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+
+
+def run(verb: str, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"gptoss_jax.{verb}", *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def calculator(tmp_path_factory) -> Path:
+    """The one that the README shows."""
+    (code,) = re.findall(r"```python\n(# calculator\.py\n.*?)```", README, re.DOTALL)
+    file = tmp_path_factory.mktemp("functions") / "calculator.py"
+    file.write_text(code)
+    return file
+
+
+def test_nano_calculates(calculator):
+    words = ["--functions", str(calculator), "--show-reasoning", "4821 * 37"]
+    shown = run("generate", *words)
+    assert (shown.returncode, shown.stdout) == (0, f"{4821 * 37}\n"), shown.stderr
+    lines = shown.stderr.splitlines()
+    assert '[to functions.calculator] {"expression":"4821*37"}' in lines
+    assert "[functions.calculator] 178377" in lines
+    quiet = run("generate", *words[:2], words[3])
+    assert quiet.stdout == shown.stdout and "calculator" not in quiet.stderr
+
+
+def test_json_has_what_everybody_said(calculator):
+    done = run("generate", "--functions", str(calculator), "--json", "4821 * 37")
+    shown = json.loads(done.stdout)
+    assert shown["text"] == "178377" and shown["finish_reason"] == "stop"
+    roles = [(m["role"], m.get("name") or m.get("recipient")) for m in shown["messages"]]
+    assert ("tool", "functions.calculator") in roles
+    assert ("assistant", "functions.calculator") in roles
+
+
+def test_without_rounds_the_tool_is_not_run(calculator, tmp_path):
+    file = tmp_path / "calculator.py"
+    ran = tmp_path / "ran"
+    file.write_text(
+        "def calculator(expression: str) -> str:\n"
+        '    """Evaluates an arithmetic expression."""\n'
+        f"    open({str(ran)!r}, 'w').close()\n"
+        "    return '1'\n"
+    )
+    words = ["--functions", str(file), "--max-tool-rounds", "0", "--show-reasoning", "4821 * 37"]
+    done = run("generate", *words)
+    assert done.returncode == 0 and not ran.exists()
+    assert "no more tools" in done.stderr
+
+
+def test_an_mcp_server_s_calculator(tmp_path):
+    pytest.importorskip("mcp", reason="needs the tools extra")
+    server = tmp_path / "server.py"
+    server.write_text(
+        "from mcp.server import MCPServer\n"
+        "server = MCPServer('numbers')\n"
+        "@server.tool(description='Evaluates an arithmetic expression.')\n"
+        "def calculator(expression: str) -> str:\n"
+        "    a, b = expression.split('*')\n"
+        "    return str(int(a) * int(b))\n"
+        "server.run()\n"
+    )
+    done = run("generate", "--mcp", shlex.join([sys.executable, str(server)]), "4821 * 37")
+    assert (done.returncode, done.stdout) == (0, "178377\n"), done.stderr
+
+
+def test_chat_remembers_what_a_tool_said(calculator, tmp_path):
+    saved = tmp_path / "talk.json"
+    lines = ["4821 * 37", f"/save {saved}", "51234 - 4021"]
+    done = run("chat", "--functions", str(calculator), stdin="\n".join(lines))
+    assert (done.returncode, done.stdout) == (0, "178377\n47213\n"), done.stderr
+    assert "[functions.calculator] 178377" in done.stderr
+    said = json.loads(saved.read_text())["messages"]
+    assert [m["role"] for m in said] == ["user", "assistant", "tool", "assistant"]
+    again = run("chat", "--functions", str(calculator), stdin=f"/load {saved}\n51234 - 4021\n")
+    assert again.stdout == "47213\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--functions", "/no/such.py"], 1, "/no/such.py: no such file"),
+        (["--mcp", "/no/such/server"], 1, "/no/such/server"),
+        (["--tool", "browser"], 2, "browser"),
+        (["--tool", "python", "--raw"], 2, "--raw continues the prompt as it is, without tools"),
+        (["--tool", "python", "--regex", "a"], 2, "a constraint leaves no way to call tools"),
+        (["--max-tool-rounds", "-1"], 2, "--max-tool-rounds"),
+    ],
+)
+def test_mistakes_are_one_line(words, code, message):
+    done = run("generate", "--checkpoint", "/nowhere", *words, "Hi")
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_the_help_says_what_tools_may_do(verb):
+    shown = " ".join(run(verb, "--help").stdout.split())
+    assert "no network" in shown and "all your rights" in shown and "--max-tool-rounds" in shown
