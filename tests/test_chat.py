@@ -2,15 +2,21 @@
 
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from gptoss_jax.chat import Conversation, _show
+from gptoss_jax.checkpoint.synthetic import write_synthetic
 from gptoss_jax.errors import UserError
+from gptoss_jax.interactive import Printer
 
 COMMAND = [sys.executable, "-m", "gptoss_jax.chat"]
 
@@ -18,7 +24,7 @@ COMMAND = [sys.executable, "-m", "gptoss_jax.chat"]
 @pytest.mark.fast
 def test_commands_change_what_is_asked(tmp_path):
     one = Conversation("Be kind.", "medium")
-    one.answered("Hi", "thinking", "Hello")
+    one.answered("Hi", [{"role": "assistant", "content": "Hello", "reasoning": "thinking"}])
     assert [m["role"] for m in one.asked("Why?")] == ["system", "user", "assistant", "user"]
     assert one.asked("Why?")[2] == {
         "role": "assistant",
@@ -52,7 +58,7 @@ def test_a_command_that_cannot_be_done_changes_nothing(tmp_path, line, message):
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"system": 3, "effort": "low", "messages": []}))
     one = Conversation(None, "medium")
-    one.answered("Hi", "", "Hello")
+    one.answered("Hi", [{"role": "assistant", "content": "Hello"}])
     before = json.dumps(vars(one))
     with pytest.raises(UserError, match=message):
         one.command(line.format(other=other))
@@ -104,6 +110,62 @@ class Rambling:
 @pytest.mark.fast
 def test_an_interrupt_stops_the_answer_and_not_the_program(capsys):
     before = signal.getsignal(signal.SIGINT)
-    _show(Rambling(), reasoning=True)
-    assert capsys.readouterr().out == "1 2 \n"
+    _show(Rambling(), Printer(answer=True, reasoning=True))
+    assert capsys.readouterr().out == "1 2 "
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Terminal:
+    """A chat on a pseudo-terminal: what a user sees and types."""
+
+    def __init__(self, *words: str):
+        self.pid, self._end = pty.fork()
+        if self.pid == 0:
+            os.execve(
+                sys.executable, [*COMMAND, *words], os.environ | {"TERM": "dumb", "NO_COLOR": "1"}
+            )
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def wait_for(self, pattern: str) -> str:
+        """Reads until it is seen; gives what came before and with it, which is then forgotten."""
+        until = time.monotonic() + 120
+        while not (found := re.search(pattern, self.seen)):
+            assert time.monotonic() < until, self.seen
+            if select.select([self._end], [], [], 0.1)[0]:
+                self.seen += os.read(self._end, 1 << 16).decode(errors="replace")
+        taken, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return taken
+
+    def close(self) -> int:
+        """Ends the input; gives the exit code."""
+        self.type("\x04")
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._end)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_ctrl_c_on_a_terminal_stops_answers_and_nothing_else(tmp_path):
+    """A model of noise goes on and on."""
+    write_synthetic("tiny", tmp_path / "noise", None, 0)
+    saved = tmp_path / "talk.json"
+    one = Terminal("--checkpoint", str(tmp_path / "noise"), "--max-tokens", "100000")
+    one.wait_for("/help lists the commands\r\n> $")
+    one.type("Why?\n")
+    one.wait_for(r"Why\?\r\n(compiled .*\r\n)*[^\r]+")
+    one.type("\x03")
+    one.wait_for(r"\[stopped\]\r\n> $")
+    one.type("And now?\n")  # the engine still answers
+    one.wait_for(r"now\?\r\n(compiled .*\r\n)*[^\r]+")
+    one.type("\x03\x03")  # an impatient user
+    one.wait_for("> $")
+    time.sleep(0.3)
+    one.type("\x03")  # there is nothing to stop
+    one.wait_for("> $")
+    one.type(f"/save {saved}\n")
+    one.wait_for("saved .*\r\n> $")
+    assert one.close() == 0
+    said = json.loads(saved.read_text())["messages"]
+    assert said[0]["content"] == "Why?" and said[1]["content"]
