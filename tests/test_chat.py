@@ -157,13 +157,17 @@ def test_ctrl_c_on_a_terminal_stops_answers_and_nothing_else(tmp_path):
     one.wait_for(r"Why\?\r\n(compiled .*\r\n)*[^\r]+")
     one.type("\x03")
     one.wait_for(r"\[stopped\]\r\n> $")
-    one.type("And now?\n")  # the engine still answers
-    one.wait_for(r"now\?\r\n(compiled .*\r\n)*[^\r]+")
+    one.type("Now?\n")  # the engine still answers
+    one.wait_for(r"Now\?\r\n(compiled .*\r\n)*[^\r]+")
     one.type("\x03\x03")  # an impatient user
     one.wait_for("> $")
     time.sleep(0.3)
     one.type("\x03")  # there is nothing to stop
     one.wait_for("> $")
+    one.type("Again?\n")  # what was left at the second Ctrl-C is not in the way
+    one.wait_for(r"Again\?\r\n(compiled .*\r\n)*[^\r]+")
+    one.type("\x03")
+    one.wait_for(r"\[stopped\]\r\n> $")
     one.type(f"/save {saved}\n")
     one.wait_for("saved .*\r\n> $")
     assert one.close() == 0

@@ -52,9 +52,7 @@ class McpServer:
         try:
             import mcp  # noqa: F401 - of an extra
         except ImportError:
-            raise UserError(
-                "--mcp needs the package mcp: pip install 'gptoss_jax[tools]'"
-            ) from None
+            raise UserError("--mcp needs the package mcp: pip install 'mcp>=2.3,<3'") from None
         self._call_s = call_s
         self._loop = asyncio.new_event_loop()
         self._leave = asyncio.Event()

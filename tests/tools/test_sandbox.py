@@ -1,5 +1,6 @@
 """Each limit of the sandbox against a real process that tries to get past it."""
 
+import json
 import os
 import signal
 import socket
@@ -295,3 +296,30 @@ def test_what_a_model_s_message_prints_is_the_answer_to_it():
     )
     answer = Toolbox([Python()]).answer(call)
     assert (answer.name, answer.channel, answer.content) == ("python", "analysis", "42\n")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the other tests run as an ordinary user already")
+def test_an_ordinary_user_s_code_is_shut_in_as_root_s_is():
+    """By the system's Python, as root's own may lie where nobody else comes."""
+    python = "/usr/bin/python3"
+    if not os.path.exists(python):
+        pytest.skip("no Python of the system's")
+    code = "import os\nprint(os.getuid())\ntry:\n    os.fork()\nexcept OSError:\n    print('no')"
+    ready, told = os.pipe()
+    limits = {"cpu_s": 9, "memory": 1 << 29, "files": 1 << 22, "ready": told}
+    done = subprocess.run(
+        [python, "-I", "-c", sandbox._PROGRAM.read_text(), json.dumps(limits)],
+        input=code,
+        capture_output=True,
+        text=True,
+        pass_fds=[told],
+        user=4321,
+        group=4321,
+        extra_groups=[],
+        cwd="/",
+        check=False,
+    )
+    os.close(told)
+    assert os.read(ready, 9) == b"ready", done.stdout
+    os.close(ready)
+    assert (done.stdout, done.stderr, done.returncode) == ("65534\nno\n", "", 0)
