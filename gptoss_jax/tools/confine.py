@@ -7,7 +7,8 @@ Of nothing but the standard library; `sandbox` starts it. What is left to the co
 - no network, not even the machine's own (a network namespace without interfaces);
 - itself: it sees no other process, can start none and no thread either, is nobody if the user is
   root, and gains no right by any program (namespaces of processes and users, RLIMIT_NPROC);
-- so much memory, time of the processor, and bytes a file.
+- so much memory, time of the processor, and bytes of files; files without a name are not counted
+  with /tmp, and up to 32 can be open.
 
 What it cannot be kept from is using a hole in the kernel.
 """
@@ -30,8 +31,9 @@ _CLONE = {
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_MOVE, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 8192, 16384, 1 << 18
 _RDONLY, _NOSUID, _NODEV = 1, 2, 4  # of mount_setattr
 _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _NOBODY = 65534
+_OPEN_FILES = 32
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
@@ -67,14 +69,15 @@ def main() -> None:
     "ready" is written there before the code begins; without it what is printed says what failed.
     """
     limits = json.loads(sys.argv[1])
+    root = os.geteuid() == 0
     try:
         _end_with_parent()
-        _enter_namespaces()
+        _enter_namespaces(root)
         _go_on_in_a_child()  # the first process of its namespace, with which all others end
         _build_root(limits["files"])
-        _forbid_namespaces()
+        _forbid_hoards()
         _go_on_in_a_child()  # the first is spared most signals, and so the limits
-        _give_up_rights(limits)
+        _give_up_rights(limits, root)
         os.write(limits["ready"], b"ready")
         os.close(limits["ready"])
         os.execv(sys.executable, [sys.executable, "-I", "-u", "-X", "utf8", "-c", _RUN])
@@ -107,7 +110,7 @@ def _end_as(pid: int) -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _enter_namespaces() -> None:
+def _enter_namespaces(root: bool) -> None:
     """In a child, whose ids this process maps: what an ordinary user may, and root too."""
     entered, mapped = os.pipe(), os.pipe()
     pid = os.fork()
@@ -123,18 +126,17 @@ def _enter_namespaces() -> None:
     os.close(entered[1])
     os.close(mapped[0])
     if os.read(entered[0], 1):
-        _map_ids(pid)
+        _map_ids(pid, root)
         os.write(mapped[1], b".")
     os.close(mapped[1])
     _end_as(pid)
 
 
-def _map_ids(pid: int) -> None:
-    root = os.geteuid() == 0
+def _map_ids(pid: int, root: bool) -> None:
     for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
         if kind == "gid" and not root:
             _write(f"/proc/{pid}/setgroups", "deny")
-        ids = f"0 {own} 1\n{_NOBODY} {_NOBODY} 1" if root else f"{_NOBODY} {own} 1"
+        ids = f"0 {own} 1\n{_NOBODY} {_NOBODY} 1" if root else f"0 {own} 1"
         _write(f"/proc/{pid}/{kind}_map", ids)
 
 
@@ -206,13 +208,21 @@ def _read_only(path: str, forbidden: int, *, recursive: bool) -> None:
     _check("syscall", _SYS_MOUNT_SETATTR, *where)
 
 
-def _forbid_namespaces() -> None:
-    """Within one of its own the code could mount, and so fill, memory as it likes."""
+def _forbid_hoards() -> None:
+    """Memory that no limit of a process counts: of mounts in a namespace of its own, and of IPC."""
     _write("/proc/sys/user/max_user_namespaces", "0")
+    for name, none in (("shmmni", "0"), ("msgmni", "0"), ("sem", "0 0 0 0")):
+        _write(f"/proc/sys/kernel/{name}", none)
+    _mount("/proc/sys", "/proc/sys", None, _MS_BIND | _MS_REC)
+    _read_only("/proc/sys", _NODEV, recursive=True)
 
 
-def _give_up_rights(limits: dict) -> None:
-    if os.geteuid() == 0:
+def _give_up_rights(limits: dict, root: bool) -> None:
+    # Else the names' root, which an ordinary user is in here, would have them again as Python.
+    capability = 0
+    while _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        capability += 1
+    if root:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
@@ -223,6 +233,8 @@ def _give_up_rights(limits: dict) -> None:
         (resource.RLIMIT_FSIZE, limits["files"]),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        (resource.RLIMIT_MSGQUEUE, 0),
     ):
         resource.setrlimit(what, (most, most))
     # At the first a signal that says why, at the second the one that cannot be caught.

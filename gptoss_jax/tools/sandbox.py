@@ -38,14 +38,14 @@ class Limits:
       wall_s: seconds until it is ended.
       cpu_s: seconds of a processor, whole ones.
       memory: bytes of address space.
-      files: bytes of all its files, which are in memory too.
+      files: bytes of all its files, which are in memory too; of each one that has no name.
       output: bytes it may print.
     """
 
     wall_s: float = 60.0
     cpu_s: int = 30
     memory: int = 1 << 30
-    files: int = 64 << 20
+    files: int = 32 << 20
     output: int = 1 << 20
 
 
@@ -55,7 +55,7 @@ def check() -> None:
         run_code("")
     except ConfinementError as error:
         raise UserError(
-            f"python cannot be shut in here ({error}): it needs Linux from 5.14 and namespaces, "
+            f"python cannot be shut in here ({error}): it needs Linux from 5.19 and namespaces, "
             "which containers and some distributions forbid; allow them (docker: --security-opt "
             "seccomp=unconfined --security-opt systempaths=unconfined; Ubuntu: sysctl "
             "kernel.apparmor_restrict_unprivileged_userns=0), or leave out --tool python"
