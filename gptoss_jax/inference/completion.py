@@ -103,8 +103,12 @@ class Turn:
         yield from self._reader.finish()
 
     def interrupt(self) -> None:
-        """Ends the turn after the device call under way, with what was generated until then."""
+        """Ends the turn with what was generated until then.
+
+        An engine's after the device call under way, a service's at once.
+        """
         self._interrupted = True
+        self._engine.cancel(self._sequence)
 
     def following(self, conversation: Sequence[Message], max_tokens: int) -> "Turn":
         """A turn of the same kind after a conversation, as this one's with what tools said."""

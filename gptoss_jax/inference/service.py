@@ -204,6 +204,10 @@ class Service:
         """A submitted request's new tokens as they come, as `Engine.follow`."""
         return iter(stream)
 
+    def cancel(self, stream: Stream) -> None:
+        """Ends a request, as `Engine.cancel`; what iterates over its stream ends at once."""
+        stream.cancel()
+
     @property
     def timings(self) -> Timings:
         """Of all that ran."""

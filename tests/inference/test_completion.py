@@ -37,6 +37,9 @@ class Script:
     def submit(self, request):
         return Sequence(request, 0, 1000, list(request.prompt))
 
+    def cancel(self, sequence):
+        sequence.cancelled = True
+
     def follow(self, sequence):
         for first in range(0, len(self._tokens), self._a_call):
             yield self._tokens[first : first + self._a_call]

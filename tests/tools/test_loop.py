@@ -56,6 +56,9 @@ class Script:
         self.prompts.append(TOKENIZER.decode(list(request.prompt)))
         return Sequence(request, 0, 1000, list(request.prompt))
 
+    def cancel(self, sequence):
+        sequence.cancelled = True
+
     def follow(self, sequence):
         for token in list(tokens_of(self._texts.pop(0)))[: sequence.request.max_tokens]:
             yield [token]

@@ -61,20 +61,39 @@ def test_without_rounds_the_tool_is_not_run(calculator, tmp_path):
     assert "no more tools" in done.stderr
 
 
+# As nano has seen the calculator; the mcp package's own servers add titles to the schema.
+SERVER = """
+import json, sys
+schema = {"type": "object", "properties": {"expression": {"type": "string"}}}
+tool = {"name": "calculator", "description": "Evaluates an arithmetic expression.",
+        "inputSchema": schema | {"required": ["expression"]}}
+for line in sys.stdin:
+    got = json.loads(line)
+    params, answer = got.get("params") or {}, {"jsonrpc": "2.0", "id": got.get("id")}
+    if got["method"] == "initialize":
+        answer["result"] = {"protocolVersion": params["protocolVersion"],
+                            "capabilities": {"tools": {}},
+                            "serverInfo": {"name": "numbers", "version": "1"}}
+    elif got["method"] == "tools/list":
+        answer["result"] = {"tools": [tool]}
+    elif got["method"] == "tools/call":
+        a, b = params["arguments"]["expression"].split("*")
+        answer["result"] = {"content": [{"type": "text", "text": str(int(a) * int(b))}]}
+    else:
+        answer["error"] = {"code": -32601, "message": "no such method"}
+    if "id" in got:
+        print(json.dumps(answer), flush=True)
+"""
+
+
 def test_an_mcp_server_s_calculator(tmp_path):
     pytest.importorskip("mcp", reason="needs the tools extra")
     server = tmp_path / "server.py"
-    server.write_text(
-        "from mcp.server import MCPServer\n"
-        "server = MCPServer('numbers')\n"
-        "@server.tool(description='Evaluates an arithmetic expression.')\n"
-        "def calculator(expression: str) -> str:\n"
-        "    a, b = expression.split('*')\n"
-        "    return str(int(a) * int(b))\n"
-        "server.run()\n"
-    )
-    done = run("generate", "--mcp", shlex.join([sys.executable, str(server)]), "4821 * 37")
+    server.write_text(SERVER)
+    command = shlex.join([sys.executable, str(server)])
+    done = run("generate", "--mcp", command, "--show-reasoning", "4821 * 37")
     assert (done.returncode, done.stdout) == (0, "178377\n"), done.stderr
+    assert "[functions.calculator] 178377" in done.stderr
 
 
 def test_chat_remembers_what_a_tool_said(calculator, tmp_path):
