@@ -91,7 +91,7 @@ class Engine:
         """Pages that sequences hold now; those that are only kept are not among them."""
         return sum(part.pages.held for part in self._scheduler.parts)
 
-    def check(self, request: Request) -> int:
+    def limit_of(self, request: Request) -> int:
         """How many tokens a request may come to, prompt included. Any thread may ask.
 
         Raises:
@@ -118,9 +118,9 @@ class Engine:
         """Takes a request; it begins with one of the next steps.
 
         Raises:
-          UserError: as `check`.
+          UserError: as `limit_of`.
         """
-        limit = self.check(request)
+        limit = self.limit_of(request)
         sequence = requests.Sequence(request, self._submitted, limit, list(request.prompt))
         if request.constraint is not None:
             sequence.matcher = request.constraint.matcher()

@@ -5,6 +5,7 @@ import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from gptoss_jax.errors import UserError
 from gptoss_jax.inference import requests
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request, TokenLogprobs
@@ -68,6 +69,7 @@ class Stream:
 
         Raises:
           StoppedError: the service ended before the answer did.
+          UserError: the engine refused the request after `submit` had not.
         """
         try:
             while True:
@@ -120,7 +122,7 @@ class Stream:
         """Passes on what the engine made since the last time; gives whether that was the end."""
         sequence = self.sequence
         if sequence is None:
-            return False
+            return self._ended
         first = len(self.request.prompt) + self._seen
         with self._changed:
             tokens = sequence.tokens[first:]
@@ -188,7 +190,7 @@ class Service:
           OverloadedError: `max_open` are open.
           StoppedError: the service was closed, or its engine failed.
         """
-        self.engine.check(request)
+        self.engine.limit_of(request)
         stream = Stream(request)
         with self._changed:
             if self._stop is not None:
@@ -256,7 +258,10 @@ class Service:
             new, self._new = self._new, []
             self._open += new
         for stream in new:
-            stream._begin(self.engine.submit(stream.request))
+            try:
+                stream._begin(self.engine.submit(stream.request))
+            except UserError as error:  # what only this thread can tell; the others go on
+                stream._end(error)
         return True
 
     def _deliver(self) -> None:

@@ -302,6 +302,27 @@ def test_what_is_refused_is_refused_where_it_is_asked(model):
         assert len(joined(service.submit(Request([1], 4)))) == 4
 
 
+def test_what_the_engine_refuses_later_is_that_reader_s_alone(model):
+    engine = engine_of(model)
+    submit = engine.submit
+
+    def odd(request):
+        if request.seed == 7:
+            raise UserError("what it needs has gone")
+        return submit(request)
+
+    engine.submit = odd
+    with Service(engine) as service:
+        streams = [service.submit(Request([1, 2], 5, seed=seed)) for seed in (7, 1, 7)]
+        assert len(joined(streams[1])) == 5
+        with pytest.raises(UserError, match="has gone"):
+            joined(streams[0])
+        with pytest.raises(UserError, match="has gone"):
+            asyncio.run(gathered(streams[2]))
+        wait_until(lambda: service.open == 0)
+        assert len(joined(service.submit(Request([1, 2], 5)))) == 5
+
+
 def test_a_program_that_forgets_to_close_ends():
     code = (
         "import gptoss_jax\n"
