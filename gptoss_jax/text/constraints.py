@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import llguidance
 from llguidance.numpy import fill_next_token_bitmask
 
-from gptoss_jax.text.errors import TextError
+from gptoss_jax.text import xml_schema
+from gptoss_jax.text.errors import GrammarError
 from gptoss_jax.text.tokenizer import (
     CHANNEL,
     CONSTRAIN,
@@ -37,10 +38,6 @@ final: {CHANNEL} "final" (" "? {CONSTRAIN} "json")? {MESSAGE} answer
 """
 
 
-class GrammarError(TextError):
-    """A schema, expression or grammar that cannot be compiled; the message says why."""
-
-
 def json_schema(schema: Mapping[str, Any] | bool) -> str:
     """The rule of an answer that is JSON and follows a schema."""
     return f"answer: %json {json.dumps(schema)}"
@@ -57,6 +54,15 @@ def lark(grammar: str) -> str:
     return f"answer: %lark {{\n{grammar}\n}}"
 
 
+def xml(schema: str) -> str:
+    """The rule of an answer that is XML and follows an XML Schema (a subset, see `xml_schema`).
+
+    Raises:
+      GrammarError: the schema is not well-formed or has something that is not in the subset.
+    """
+    return lark(xml_schema.grammar(schema))
+
+
 class Constraint:
     """A compiled grammar; every sequence follows it with a `Matcher` of its own."""
 
@@ -65,7 +71,7 @@ class Constraint:
 
         Args:
           tokenizer: of the model.
-          answer: of `json_schema`, `regex` or `lark`.
+          answer: of `json_schema`, `regex`, `lark` or `xml`.
           raw: the answer is all there is, without harmony around it.
 
         Raises:

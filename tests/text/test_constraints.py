@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from walk import allowed, first_refused, ids_of
 
 import gptoss_jax
 from gptoss_jax.text import constraints, load_tokenizer, o200k_harmony
@@ -24,35 +25,6 @@ SCHEMA = {
 def tokenizer(request):
     directory = Path(gptoss_jax.__file__).parent / "nano"
     return load_tokenizer(directory) if request.param == "nano" else o200k_harmony()
-
-
-def ids_of(tokenizer, text: str) -> list[int]:
-    """Harmony as it is written, specials by name."""
-    ids = []
-    while text:
-        special = next((s for s in tokenizer.specials if text.startswith(s)), None)
-        cut = len(special) if special else text.find("<|", 1) % (len(text) + 1)
-        piece, text = text[:cut], text[cut:]
-        ids += [tokenizer.token_id(special)] if special else tokenizer.encode(piece)
-    return ids
-
-
-def allowed(matcher, tokenizer) -> np.ndarray:
-    words = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
-    matcher.mask(words)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-    return bits[: tokenizer.vocab_size].astype(bool)
-
-
-def first_refused(tokenizer, constraint: Constraint, text: str) -> str | None:
-    """The bytes of the first token that may not come; None if all may."""
-    matcher = constraint.matcher()
-    for token in ids_of(tokenizer, text):
-        if not allowed(matcher, tokenizer)[token]:
-            return (tokenizer.token_bytes(token) or b"").decode()
-        matcher.accept(token)
-        assert not matcher.problem
-    return None
 
 
 THOUGHT = "<|channel|>analysis<|message|>Hm {<x>}\nand so on.<|end|><|start|>assistant"
