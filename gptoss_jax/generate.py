@@ -243,6 +243,11 @@ def _report(completion: "Completion", timings: dict, arguments: argparse.Namespa
         count = completion.usage["completion_tokens"]
         where = "" if completion.text else " before the answer began"
         print(f"note: cut off{where} after {count} tokens; see --max-tokens", file=sys.stderr)
+    if completion.finish_reason == "error":
+        print(
+            "note: the constraint became too complex to follow; simplify its expressions",
+            file=sys.stderr,
+        )
     if arguments.stats:
         usage = completion.usage
         print(

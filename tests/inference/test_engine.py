@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,19 +243,3 @@ def test_whatever_the_temperature_a_constraint_holds(nano):
         assert made[-1] in tokenizer.stop_ids
         value = json.loads(tokenizer.decode(made[:-1]))
         assert 2 <= len(value) <= 3 and all(item in (1, 22, "x") for item in value)
-
-
-def test_xml_of_nano_is_valid(nano):
-    xmlschema = pytest.importorskip("xmlschema", reason="needs the oracle extra")
-    model, tokenizer = nano
-    schema = (Path(__file__).parents[1] / "text" / "order.xsd").read_text()
-    engine = engine_for(model, tokenizer, 8, max_tokens=640)
-    constraint = Constraint(tokenizer, constraints.xml(schema))
-    prompt = render_chat(tokenizer, [{"role": "user", "content": "Order a bolt for Kim."}])
-    asked = [
-        Request(prompt, 512, temperature=1.0, seed=seed, constraint=constraint) for seed in range(8)
-    ]
-    ended = [t.text for t in turns(engine, tokenizer, asked) if t.finish_reason == "stop"]
-    assert len(ended) >= 4
-    for text in ended:
-        xmlschema.XMLSchema(schema).validate(text)

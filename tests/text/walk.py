@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 
 from gptoss_jax.text import Tokenizer
-from gptoss_jax.text.constraints import Constraint, Matcher
+from gptoss_jax.text.constraints import Constraint, Matcher, fill_masks
 
 
 def ids_of(tokenizer, text: str) -> list[int]:
@@ -21,7 +21,7 @@ def ids_of(tokenizer, text: str) -> list[int]:
 
 def allowed(matcher: Matcher, tokenizer: Tokenizer) -> np.ndarray:
     words = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
-    matcher.mask(words)
+    fill_masks([matcher], words)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     return bits[: tokenizer.vocab_size].astype(bool)
 
@@ -38,24 +38,35 @@ def first_refused(tokenizer, constraint: Constraint, text: str) -> str | None:
 
 
 def random_answer(tokenizer: Tokenizer, answer: str, seed: int, most: int = 2000) -> str | None:
-    """Text of the walk's tokens, None if it did not end.
+    """Text of a walk's tokens, None if it did not end."""
+    ids = random_turn(tokenizer, Constraint(tokenizer, answer, raw=True), seed, most=most)
+    return None if ids is None else tokenizer.decode(ids[:-1])
+
+
+def random_turn(
+    tokenizer: Tokenizer, constraint: Constraint, seed: int, begin: str = "", most: int = 2000
+) -> list[int] | None:
+    """Ids of a walk, the one that ends it included; None if it did not end.
 
     What closes something is taken for half of the time where it may come, so that texts end.
     """
     rng = Random(seed)
-    matcher = Constraint(tokenizer, answer, raw=True).matcher()
+    matcher = constraint.matcher()
     closing = [i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) in _CLOSING]
-    ids: list[int] = []
+    ids = ids_of(tokenizer, begin)
+    for token in ids:
+        matcher.accept(token)
     while len(ids) < most:
         may_come = allowed(matcher, tokenizer)
         assert not matcher.problem and may_come.any(), tokenizer.decode(ids)
-        if may_come[list(tokenizer.stop_ids)].any():
-            return tokenizer.decode(ids)
-        ends = [i for i in closing if may_come[i]]
-        some = ends if ends and rng.random() < 0.5 else np.flatnonzero(may_come)
+        stops = [i for i in tokenizer.stop_ids if may_come[i]]
+        ends = stops or [i for i in closing if may_come[i]]
+        some = ends if stops or (ends and rng.random() < 0.5) else np.flatnonzero(may_come)
         ids.append(int(rng.choice(list(some))))
+        if stops:
+            return ids
         matcher.accept(ids[-1])
     return None
 
 
-_CLOSING = (b"<", b"</", b'"')
+_CLOSING = (b"<", b"</", b'"', b"}", b"]")

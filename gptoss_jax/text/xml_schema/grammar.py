@@ -19,7 +19,7 @@ from gptoss_jax.text.xml_schema.source import XS, allow, children, is_a, read, s
 _BEGIN = r"""
 start: HEAD? root
 HEAD: /<\?xml version="1\.0"( encoding="UTF-8")?\?>\n?/
-WS: /\n[ \t]{0,64}/
+WS: /\n[ \t]{0,32}/
 SHUT: / ?\/>/
 """
 _GROUPS = ("sequence", "choice", "all")
@@ -229,12 +229,14 @@ class _Compiler:
         nodes = [n for n in self._schema.iter() if is_a(n, "element", "complexType", *_GROUPS)]
         finite: set[Element] = set()
         for _ in range(_MOST_PASSES):
-            new = [n for n in nodes if n not in finite and self._ends(n, finite)]
-            finite.update(new)
+            for node in nodes:
+                if self._ends(node, finite):
+                    finite.add(node)
             # Types are declared after what has them, or before: go both ways.
-            nodes = [n for n in reversed(nodes) if n not in finite]
-            if not new:
+            left = [node for node in reversed(nodes) if node not in finite]
+            if len(left) == len(nodes):
                 break
+            nodes = left
         endless = next((root for root in roots if root not in finite), None)
         if endless is not None:
             raise GrammarError(f"{shown(endless)} always contains itself; no document is finite")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-INTEGER = "-?(?:0|[1-9][0-9]*)"
-DECIMAL = rf"{INTEGER}(?:\.[0-9]+)?"
+# Who reads XML need not know longer numbers, and a model's come to an end.
+INTEGER = "-?(?:0|[1-9][0-9]{0,19})"
+DECIMAL = rf"{INTEGER}(?:\.[0-9]{{1,8}})?"
 _FRACTION = r"(?:\.[0-9]+)?"
 _POSITIVE = f"(?:0|[1-9][0-9]*){_FRACTION}"
 

@@ -10,15 +10,20 @@ from gptoss_jax.text.errors import GrammarError
 
 XS = "{http://www.w3.org/2001/XMLSchema}"
 _MOST_NESTED = 100
+_MOST_CHARACTERS = 1_000_000
 
 
 def read(text: str) -> tuple[Element, dict[str, str]]:
     """The root `xs:schema`, and the namespace of each prefix ("" for the default one).
 
     Raises:
-      GrammarError: no XML, a DOCTYPE (whose entities could grow without bound), nested too deep, or
-        something else than a schema.
+      GrammarError: too long, no XML, a DOCTYPE (whose entities could grow without bound), nested
+        too deep, or something else than a schema.
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise GrammarError(
+            f"it has {len(text)} characters; at most {_MOST_CHARACTERS} are compiled"
+        )
     builder = _Builder()
     parser = ElementTree.XMLParser(target=builder)
     try:
