@@ -8,6 +8,7 @@ and makes the masks.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import threading
@@ -61,8 +62,9 @@ arguments{{n}}: {{arguments}}
 _MOST_CHARACTERS = 200_000
 _STACK_BYTES = 512 << 20
 _LIMITS = llguidance.LLParserLimits(max_grammar_size=30_000)
-# Tokens: between two looks for an ending, and of the longest one.
+# Tokens: between two looks for an ending, beyond one when that need not be, of the longest.
 _LOOK_EVERY = 16
+_PLENTY = 256
 _LONGEST_ENDING = 1024
 _ANY_TEXT = "answer: THOUGHT"
 
@@ -234,7 +236,7 @@ class Matcher:
         self._ending: list[int] = []
         # An ending is looked for once no more than so many tokens are left.
         self._look_at: int | None = None
-        self._lengths: list[int] = []  # of the last endings found
+        self._spare: list[int] = []  # tokens beyond an ending, at the last looks
         self.problem = ""
 
     @property
@@ -256,16 +258,19 @@ class Matcher:
             return
         ending = self._endings.find(self._matcher, min(left, _LONGEST_ENDING))
         if ending is None:
-            self._look_at = left - _LOOK_EVERY if self._lengths else left // 2
+            self._look_at = left - _LOOK_EVERY if self._spare else left // 2
             return
-        self._lengths = [*self._lengths[-7:], len(ending)]
-        # What is begun until the next look may take as long to end as what was begun before.
-        longest = max(self._lengths)
-        if left <= longest + _LOOK_EVERY:
+        spare = left - len(ending)
+        if spare > _PLENTY:
+            self._spare, self._look_at = [], left - spare // 2
+            return
+        # What is begun until the next look may call for as much as between two of the last ones.
+        self._spare = [*self._spare[-8:], spare]
+        lost = max((a - b for a, b in itertools.pairwise(self._spare)), default=0)
+        if spare <= max(lost, _LOOK_EVERY):
             self._ending = ending
         else:
-            far = left > 2 * longest + 8 * _LOOK_EVERY
-            self._look_at = (left + longest) // 2 if far else left - _LOOK_EVERY
+            self._look_at = left - _LOOK_EVERY
 
     def _check(self) -> None:
         if self._matcher.is_error():
