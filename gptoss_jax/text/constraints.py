@@ -12,13 +12,14 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import llguidance
 import numpy as np
-from llguidance.numpy import fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from gptoss_jax.text import xml_schema
 from gptoss_jax.text.endings import Endings
@@ -59,13 +60,14 @@ to{{n}}: {{after_role}} {CHANNEL} "commentary" json? | {CHANNEL} {{after_channel
 arguments{{n}}: {{arguments}}
 """
 # llguidance's time grows with the square of the symbols, and its stack with the depth of the rules.
-_MOST_CHARACTERS = 200_000
+_MOST_CHARACTERS = 400_000
 _STACK_BYTES = 512 << 20
 _LIMITS = llguidance.LLParserLimits(max_grammar_size=30_000)
 # Tokens: between two looks for an ending, beyond one when that need not be, of the longest.
 _LOOK_EVERY = 16
 _PLENTY = 256
 _LONGEST_ENDING = 1024
+_ALONE_SECONDS = 0.002
 _ANY_TEXT = "answer: THOUGHT"
 
 
@@ -278,7 +280,9 @@ class Matcher:
 
 
 def fill_masks(matchers: Sequence[Matcher | None], words_BW: np.ndarray) -> None:
-    """Writes a bit for each of the tokenizer's ids, 1 where it may come, on several threads.
+    """Writes a bit for each of the tokenizer's ids, 1 where it may come.
+
+    What takes long is computed on several threads.
 
     Args:
       matchers: of each row, of one tokenizer; rows of None are left as they are.
@@ -290,6 +294,11 @@ def fill_masks(matchers: Sequence[Matcher | None], words_BW: np.ndarray) -> None
     width = rows[0][1]._words
     filled_BW = np.zeros((len(rows), width), np.int32)
     free = [(m._matcher, place) for place, (_, m) in enumerate(rows) if not m._ending]
+    # Waking threads takes longer than most masks do; those that take long are left to them.
+    began = time.perf_counter()
+    while free and time.perf_counter() - began < _ALONE_SECONDS:
+        matcher, place = free.pop()
+        fill_next_token_bitmask(matcher, filled_BW, place)
     if free:
         fill_next_token_bitmask_par(_executor(), free, filled_BW)
     for place, (row, matcher) in enumerate(rows):
