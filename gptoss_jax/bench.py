@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 from gptoss_jax import cli, distributed
-from gptoss_jax.errors import UsageError
+from gptoss_jax.errors import UsageError, UserError
 
 _EXAMPLES = [
     "model --preset 20b",
     "model --preset 20b --checkpoint ~/gpt-oss-20b --prompt 512 --tokens 32 --json",
     "serve --users 1 8 32 --plot load.png",
+    "schemas --directory ~/jsonschemabench/data --count 1000",
     "scaling --chip v5e",
 ]
 
@@ -47,6 +48,18 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--json", action="store_true", help="one JSON object")
     serve.add_argument("--plot", metavar="FILE", type=Path, help="write a picture")
     cli.add_mesh(serve)
+    schemas = benchmarks.add_parser(
+        "schemas",
+        help="JSON Schemas of a directory: which compile, and whether answers end and are valid",
+        allow_abbrev=False,
+    )
+    schemas.add_argument("--directory", metavar="DIR", type=Path, required=True, help="of *.json")
+    schemas.add_argument(
+        "--count", type=cli.number(int, 1), default=1000, metavar="N", help="evenly of its files"
+    )
+    schemas.add_argument("--checkpoint", metavar="DIR", default="nano", help="default: nano")
+    schemas.add_argument("--max-tokens", type=cli.number(int, 1), default=512, metavar="N")
+    schemas.add_argument("--json", action="store_true", help="one JSON object")
     scaling = benchmarks.add_parser(
         "scaling",
         help="what limits decode from 8 to 256 TPU chips, from compiled programs; runs nowhere",
@@ -68,7 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
-    {"model": _model, "serve": _serve, "scaling": _scaling}[arguments.benchmark](arguments)
+    verbs = {"model": _model, "serve": _serve, "schemas": _schemas, "scaling": _scaling}
+    verbs[arguments.benchmark](arguments)
 
 
 def _model(arguments: argparse.Namespace) -> None:
@@ -122,6 +136,22 @@ def _serve(arguments: argparse.Namespace) -> None:
         _print(load | {key: " / ".join(f"{x:.1f}" for x in load[key]) for key in _PAIRS})
         print()
     _print(result)
+
+
+def _schemas(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.benchmarks import schemas
+
+    files = schemas.files_of(arguments.directory.expanduser(), arguments.count)
+    from gptoss_jax.loading import checkpoint_directory, load
+
+    model, tokenizer = load(checkpoint_directory(arguments.checkpoint), dtype="float32")
+    if tokenizer is None:
+        raise UserError(f"{arguments.checkpoint}: no tokenizer in it")
+    figures = dataclasses.asdict(schemas.measure(model, tokenizer, files, arguments.max_tokens))
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        _print(figures)
 
 
 _PAIRS = ("first_token_ms", "token_ms")

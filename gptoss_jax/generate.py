@@ -76,6 +76,7 @@ def _add_constraints(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json-schema", metavar="FILE", type=Path, help="JSON of a JSON Schema")
     group.add_argument("--regex", metavar="RE", help="text that a regular expression matches")
     group.add_argument("--grammar", metavar="FILE", type=Path, help="text of a Lark grammar")
+    group.add_argument("--xml-schema", metavar="FILE", type=Path, help="XML of an XML Schema")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -168,7 +169,7 @@ def _constraint(
     arguments: argparse.Namespace, tokenizer: "Tokenizer"
 ) -> "tuple[Constraint | None, list[ResponseFormat]]":
     """What the answer must follow, and what the prompt says of it."""
-    file = arguments.json_schema or arguments.grammar
+    file = arguments.json_schema or arguments.grammar or arguments.xml_schema
     if file is None and arguments.regex is None:
         return None, []
     from gptoss_jax.text import constraints
@@ -181,8 +182,10 @@ def _constraint(
             schema = json.loads(text)
             formats = [ResponseFormat("answer", schema)] if isinstance(schema, dict) else []
             answer = constraints.json_schema(schema)
+        elif file:
+            answer = constraints.lark(text) if arguments.grammar else constraints.xml(text)
         else:
-            answer = constraints.lark(text) if file else constraints.regex(arguments.regex)
+            answer = constraints.regex(arguments.regex)
         return constraints.Constraint(tokenizer, answer, raw=arguments.raw), formats
     except (ValueError, constraints.GrammarError) as error:
         raise UserError(f"{file or f'--regex {arguments.regex}'}: {error}") from None
@@ -240,6 +243,11 @@ def _report(completion: "Completion", timings: dict, arguments: argparse.Namespa
         count = completion.usage["completion_tokens"]
         where = "" if completion.text else " before the answer began"
         print(f"note: cut off{where} after {count} tokens; see --max-tokens", file=sys.stderr)
+    if completion.finish_reason == "error":
+        print(
+            "note: the constraint became too complex to follow; simplify its expressions",
+            file=sys.stderr,
+        )
     if arguments.stats:
         usage = completion.usage
         print(

@@ -207,3 +207,21 @@ def test_complete_refuses_in_a_line(checkpoint, wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         gptoss_jax.complete(model, **right | wrong)
     assert "\n" not in str(caught.value)
+
+
+XSD = """<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema">
+<xs:element name="answer"><xs:simpleType><xs:restriction base="xs:string">
+<xs:enumeration value="yes"/><xs:enumeration value="no"/>
+</xs:restriction></xs:simpleType></xs:element></xs:schema>"""
+
+
+def test_answers_follow_an_xml_schema(tmp_path):
+    file = tmp_path / "answer.xsd"
+    file.write_text(XSD)
+    ran = generate("--xml-schema", str(file), "Is 8 larger than 5?")
+    assert ran.returncode == 0, ran.stderr
+    assert re.search("<answer>(yes|no)</answer>\n$", ran.stdout)
+    file.write_text(XSD.replace("element", "import"))
+    ran = generate("--xml-schema", str(file), "Is 8 larger than 5?")
+    assert ran.returncode == 1
+    assert ran.stderr == f'error: {file}: xs:schema: xs:import "answer" is not supported here\n'

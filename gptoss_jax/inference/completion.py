@@ -38,7 +38,8 @@ class Completion:
       text: the final channel (or the preamble of a turn that only calls tools).
       reasoning: the analysis channel.
       messages: every harmony message of the turn as a dictionary, empty fields left out.
-      finish_reason: "stop" (by the model or a stop string), "tool_calls", "length" or
+      finish_reason: "stop" (by the model or a stop string), "tool_calls", "length" (a constrained
+        answer may be brought to a legal end then), "error" (its constraint gave up) or
         "interrupted".
       usage: prompt_tokens, completion_tokens and total_tokens.
       timings: compile_s, prefill_s, prefill_tokens_per_second, decode_tokens_per_second.
@@ -139,7 +140,9 @@ class Turn:
         if self._reader.stopped:
             return "stop"
         ended = ended_by(self._tokenizer, self._tokens[-1] if self._tokens else None, turn)
-        return ended or ("interrupted" if self._interrupted else "length")
+        return (
+            self._sequence.cut_short or ended or ("interrupted" if self._interrupted else "length")
+        )
 
     def _logprobs(self) -> list[dict[str, Any]] | None:
         if self._sequence.request.logprobs is None:

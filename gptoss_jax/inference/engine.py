@@ -157,10 +157,18 @@ class Engine:
 
     def _follow(self, sequence: requests.Sequence) -> None:
         """Tells a constraint what came; a constrained sequence gets one token a step."""
-        if sequence.matcher is not None and not sequence.ended:
-            sequence.matcher.accept(sequence.tokens[-1])
-            if sequence.matcher.problem:
-                self.cancel(sequence)
+        matcher = sequence.matcher
+        if matcher is None:
+            return
+        if matcher.problem:
+            # It was sampled where nothing may come.
+            sequence.tokens.pop()
+            del sequence.logprobs[len(sequence.generated) :]
+        elif not sequence.ended:
+            matcher.accept(sequence.tokens[-1])
+            matcher.hurry(sequence.limit - len(sequence.tokens))
+        if matcher.problem:
+            self.cancel(sequence)
 
     def follow(self, sequence: requests.Sequence) -> Iterator[list[int]]:
         """A submitted request's new tokens as they come; others run beside it.

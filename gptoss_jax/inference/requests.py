@@ -144,6 +144,13 @@ class Sequence:
         return self.tokens[len(self.request.prompt) :]
 
     @property
+    def cut_short(self) -> str | None:
+        """Why its end is not the model's own: "error", a constraint that gave up, or "length"."""
+        if self.matcher is None:
+            return None
+        return "error" if self.matcher.problem else "length" if self.matcher.hurried else None
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more comes."""
         return self.stage is Stage.ENDED

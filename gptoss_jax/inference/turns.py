@@ -20,7 +20,8 @@ class BatchTurn:
       tokens: its ids, the one that ended it included, and none after that.
       text: of the final channel.
       messages: every harmony message, as `Completion.messages` has it.
-      finish_reason: "stop" (by the model or a stop string), "tool_calls" or "length".
+      finish_reason: "stop" (by the model or a stop string), "tool_calls", "length" (a constrained
+        answer may be brought to a legal end then) or "error" (its constraint gave up).
     """
 
     tokens: list[int]
@@ -56,7 +57,7 @@ def turns(engine: Engine, tokenizer: Tokenizer, asked: Iterable[Request]) -> Ite
                 if fresh in under_way and under_way[fresh].take(fresh):
                     engine.cancel(fresh)
         one = under_way.pop(sequence)
-        yield _turn(tokenizer, one.tokens, one.reader)
+        yield _turn(tokenizer, one.tokens, one.reader, sequence.cut_short)
 
 
 @dataclasses.dataclass
@@ -73,9 +74,11 @@ class _UnderWay:
         return self.reader.stopped
 
 
-def _turn(tokenizer: Tokenizer, tokens: list[int], reader: TurnReader) -> BatchTurn:
+def _turn(
+    tokenizer: Tokenizer, tokens: list[int], reader: TurnReader, cut_short: str | None = None
+) -> BatchTurn:
     reader.finish()
     turn = to_turn(reader.messages)
     ended = ended_by(tokenizer, tokens[-1] if tokens else None, turn)
-    reason = "stop" if reader.stopped else ended or "length"
+    reason = "stop" if reader.stopped else cut_short or ended or "length"
     return BatchTurn(tokens, turn.content, [message_dict(m) for m in reader.messages], reason)

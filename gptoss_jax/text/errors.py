@@ -13,3 +13,7 @@ class TokenizerError(TextError):
 
 class HarmonyError(TextError):
     """A conversation cannot be rendered. Never raised for what a model emitted."""
+
+
+class GrammarError(TextError):
+    """A schema, expression or grammar that cannot be compiled; the message says why."""

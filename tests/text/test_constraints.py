@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from walk import allowed, first_refused, ids_of
 
 import gptoss_jax
 from gptoss_jax.text import constraints, load_tokenizer, o200k_harmony
@@ -24,35 +25,6 @@ SCHEMA = {
 def tokenizer(request):
     directory = Path(gptoss_jax.__file__).parent / "nano"
     return load_tokenizer(directory) if request.param == "nano" else o200k_harmony()
-
-
-def ids_of(tokenizer, text: str) -> list[int]:
-    """Harmony as it is written, specials by name."""
-    ids = []
-    while text:
-        special = next((s for s in tokenizer.specials if text.startswith(s)), None)
-        cut = len(special) if special else text.find("<|", 1) % (len(text) + 1)
-        piece, text = text[:cut], text[cut:]
-        ids += [tokenizer.token_id(special)] if special else tokenizer.encode(piece)
-    return ids
-
-
-def allowed(matcher, tokenizer) -> np.ndarray:
-    words = np.zeros((1, -(-tokenizer.vocab_size // 32)), np.int32)
-    matcher.mask(words)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-    return bits[: tokenizer.vocab_size].astype(bool)
-
-
-def first_refused(tokenizer, constraint: Constraint, text: str) -> str | None:
-    """The bytes of the first token that may not come; None if all may."""
-    matcher = constraint.matcher()
-    for token in ids_of(tokenizer, text):
-        if not allowed(matcher, tokenizer)[token]:
-            return (tokenizer.token_bytes(token) or b"").decode()
-        matcher.accept(token)
-        assert not matcher.problem
-    return None
 
 
 THOUGHT = "<|channel|>analysis<|message|>Hm {<x>}\nand so on.<|end|><|start|>assistant"
@@ -144,3 +116,46 @@ def test_a_schema_is_not_lost_in_escapes(tokenizer):
     constraint = Constraint(tokenizer, constraints.json_schema(schema), raw=True)
     for value in schema["enum"]:
         assert first_refused(tokenizer, constraint, json.dumps(value, ensure_ascii=False)) is None
+
+
+def test_masks_of_many_rows_are_those_of_each_alone(tokenizer, monkeypatch):
+    """On threads or not; rows without a matcher are left as they are."""
+    rules = [constraints.regex("[0-9]+"), constraints.json_schema(SCHEMA), constraints.regex("x|y")]
+    matchers = [Constraint(tokenizer, rule, raw=True).matcher() for rule in rules]
+    alone = [allowed(matcher, tokenizer) for matcher in matchers]
+    assert len({mask.tobytes() for mask in alone}) == 3
+    width = -(-tokenizer.vocab_size // 32) + 1  # a model may have rows beyond the tokenizer
+    for seconds in (0.0, 60.0):
+        monkeypatch.setattr(constraints, "_ALONE_SECONDS", seconds)
+        words = np.full((4, width), -1, np.int32)
+        constraints.fill_masks([matchers[0], None, *matchers[1:]], words)
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").astype(bool)
+        for row, mask in zip((0, 2, 3), alone, strict=True):
+            assert (bits[row, : tokenizer.vocab_size] == mask).all()
+        assert (words[1] == -1).all() and (words[:, -1] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("schema", "follows", "does_not"),
+    [
+        ({"type": "string", "format": "chickenbutt"}, '"x"', "1"),
+        ({"properties": {"format": {"const": "chickenbutt"}}}, '{"format":"chickenbutt"}', "[}"),
+        (
+            {"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object"},
+            '{"a": 1}',
+            '{"a":1,"b":1}',
+        ),
+        (
+            {"type": "object", "propertyNames": {"pattern": "^[a-c]$"}},
+            '{"a":[]}',
+            '{"d":1}',
+        ),
+        ({"type": "array"}, "[\n  1,\n  2\n]", "[  1]"),
+    ],
+)
+def test_schemas_are_rewritten_where_nothing_wrong_comes_of_it(
+    tokenizer, schema, follows, does_not
+):
+    constraint = Constraint(tokenizer, constraints.json_schema(schema), raw=True)
+    assert first_refused(tokenizer, constraint, follows + "<|return|>") is None
+    assert first_refused(tokenizer, constraint, does_not + "<|return|>") is not None

@@ -130,9 +130,8 @@ def tool_functions(tools: Iterable[Mapping[str, Any]]) -> list[ToolFunction]:
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise HarmonyError(f"tools[{i}]: the function has no name; give one")
-        out.append(
-            ToolFunction(name, function.get("description") or "", function.get("parameters"))
-        )
+        description, strict = function.get("description") or "", function.get("strict") is True
+        out.append(ToolFunction(name, description, function.get("parameters"), strict))
     return out
 
 

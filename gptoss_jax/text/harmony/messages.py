@@ -58,11 +58,19 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolFunction:
-    """A function the model may call; `parameters` is a JSON schema, None for no arguments."""
+    """A function the model may call.
+
+    Attributes:
+      name: without a namespace.
+      description: shown to the model.
+      parameters: a JSON schema, None for no arguments.
+      strict: whether arguments are to be held to that schema (`text.constraints`).
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] | None = None
+    strict: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
