@@ -14,7 +14,7 @@ from gptoss_jax.mxfp4 import MXFP4
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Which of the adapters that lie along the rank of a `LowRank` each row takes.
+    """Which of the adapters that lie along the rank of a `LowRank` each row takes; R is any axes.
 
     Attributes:
       slot_R: int32; slot s, from 1, has the s-th `rank` of the factors; 0: none of them.
@@ -32,8 +32,9 @@ class Chosen:
 
     def own(self, h_Rr: jax.Array) -> jax.Array:
         """What the first factors of all slots gave, 0 where it is not of the row's own."""
-        slot_r = 1 + jnp.arange(h_Rr.shape[1]) // self.rank
-        return jnp.where(self.slot_R[:, None] == slot_r[None], h_Rr, 0)
+        slot_r = 1 + jnp.arange(h_Rr.shape[-1]) // self.rank
+        slot_1r = jnp.expand_dims(slot_r, range(self.slot_R.ndim))
+        return jnp.where(self.slot_R[..., None] == slot_1r, h_Rr, 0)
 
 
 @jax.tree_util.register_dataclass
