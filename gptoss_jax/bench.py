@@ -14,6 +14,7 @@ _EXAMPLES = [
     "model --preset 20b",
     "model --preset 20b --checkpoint ~/gpt-oss-20b --prompt 512 --tokens 32 --json",
     "serve --users 1 8 32 --plot load.png",
+    "engine --requests 2000 --seed 1",
     "scaling --chip v5e",
 ]
 
@@ -47,6 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--json", action="store_true", help="one JSON object")
     serve.add_argument("--plot", metavar="FILE", type=Path, help="write a picture")
     cli.add_mesh(serve)
+    engine = benchmarks.add_parser(
+        "engine",
+        help="random requests through few pages, each answer checked; exit 1 where any is wrong",
+        allow_abbrev=False,
+    )
+    engine.add_argument("--requests", type=cli.number(int, 1), default=2000, help="at least")
+    engine.add_argument("--steps", type=cli.number(int, 1), default=10_000, help="at least")
+    engine.add_argument("--seed", type=cli.number(int, 0), default=0)
     scaling = benchmarks.add_parser(
         "scaling",
         help="what limits decode from 8 to 256 TPU chips, from compiled programs; runs nowhere",
@@ -68,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
-    {"model": _model, "serve": _serve, "scaling": _scaling}[arguments.benchmark](arguments)
+    verbs = {"model": _model, "serve": _serve, "engine": _engine, "scaling": _scaling}
+    verbs[arguments.benchmark](arguments)
 
 
 def _model(arguments: argparse.Namespace) -> None:
@@ -125,6 +135,19 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 _PAIRS = ("first_token_ms", "token_ms")
+
+
+def _engine(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.benchmarks import endurance
+
+    run = endurance.run(arguments.requests, arguments.steps, arguments.seed)
+    alive = [dataclasses.asdict(one) for one in run.alive]
+    result = {"seed": arguments.seed, **run.counts, "violations": len(run.violations)}
+    print(json.dumps(result | {"alive": alive}))
+    for line in run.violations:
+        print(line, file=sys.stderr)
+    if run.violations:
+        sys.exit(cli.EXIT_FAILED)
 
 
 def _scaling(arguments: argparse.Namespace) -> None:

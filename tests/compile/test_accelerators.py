@@ -11,6 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gptoss_jax.inference.adapters import Slots
+from gptoss_jax.inference.programs import Programs
+from gptoss_jax.kernels.low_rank import Chosen
+from gptoss_jax.model import lora
+from gptoss_jax.model.adapter import Adapter
 from gptoss_jax.model.config import PRESETS, Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
@@ -65,6 +70,27 @@ def compile_program(config: Config, topology: str, program: str):
         return model, lowered.compile()
 
 
+def compile_with_adapters(config: Config, topology: str, program: str):
+    """As above, with eight slots of rank 16 beside the weights."""
+    mesh = mesh_of(topology)
+    slots = Slots(count=8, rank=16)
+    room = Adapter(slots.count * slots.rank, alpha=1.0, targets=slots.targets)
+    shapes = lora.trained_shapes(abstract(config), room)
+    factors = {path: jax.ShapeDtypeStruct(size, jnp.bfloat16) for path, size in shapes.items()}
+    model = placed(lora.attach(abstract(config), room, factors), mesh)
+    _, state, rules = program_module.call(config, mesh, 1, CAPACITY, rows=1)
+    scalar, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
+    chosen = Chosen(row, jax.ShapeDtypeStruct((1,), jnp.float32), slots.rank)
+    tokens = jax.ShapeDtypeStruct((1, CHUNK), jnp.int32)
+    scalar, row, chosen, tokens = on_mesh((scalar, row, chosen, tokens), mesh)
+    rules = dataclasses.replace(rules, adapters=chosen)
+    programs = Programs(model, None)
+    with jax.set_mesh(mesh):
+        if program == "decode":
+            return programs.decode.lower(model, state, rules, scalar).compile()
+        return programs.prefill.lower(model, tokens, row, state, rules).compile()
+
+
 def copies_of_packed_weights(text: str, config: Config) -> list[str]:
     """Instructions outside fusions that make all experts' bytes of a weight anew."""
     fused = set(re.findall(r"fusion\([^\n]*calls=%?([\w.\-]+)", text))
@@ -112,6 +138,18 @@ def test_two_layers_compile_without_copies(preset, topology, capacity, program):
     figures = check(preset, topology, program, layers=2)
     assert figures["arguments"] < figures["weights"] * 1.03 + 0.1  # padding of tiles, the cache
     assert figures["temporaries"] < MOST_TEMPORARIES[program]
+
+
+@requires_compilers
+@pytest.mark.parametrize("program", ["decode", pytest.param("prefill", marks=pytest.mark.slow)])
+def test_factors_of_eight_adapters_are_read_where_they_lie(program):
+    """A layer's are 113 MiB."""
+    config = dataclasses.replace(PRESETS["20b"], num_layers=2, layer_types=())
+    _, plain = compile_program(config, "v5e:1x1", program)
+    adapted = compile_with_adapters(config, "v5e:1x1", program)
+    before, after = (p.memory_analysis().temp_size_in_bytes / 2**20 for p in (plain, adapted))
+    print(f"{before:.1f} MiB without, {after:.1f} with")
+    assert after < before + 8
 
 
 @requires_compilers
