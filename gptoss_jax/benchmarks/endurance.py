@@ -246,7 +246,8 @@ class _Endurance:
         found = len(gc.get_objects()), len(jax.live_arrays()), largest
         self._alive.append(Alive(steps, programs, *found))
         done = f"{self._counts['requests']} requests, {steps} steps"
-        print(f"{done}, {time.perf_counter() - self._noted:.0f} s", file=sys.stderr)
+        taken = f"{time.perf_counter() - self._noted:.0f} s"
+        print(f"{done}, {taken}: {len(self._violations)} violations", file=sys.stderr)
 
 
 def growth(alive: list[Alive]) -> list[str]:

@@ -70,7 +70,7 @@ def compile_program(config: Config, topology: str, program: str):
         return model, lowered.compile()
 
 
-def compile_with_adapters(config: Config, topology: str, program: str):
+def decode_with_adapters(config: Config, topology: str):
     """As above, with eight slots of rank 16 beside the weights."""
     mesh = mesh_of(topology)
     slots = Slots(count=8, rank=16)
@@ -79,16 +79,12 @@ def compile_with_adapters(config: Config, topology: str, program: str):
     factors = {path: jax.ShapeDtypeStruct(size, jnp.bfloat16) for path, size in shapes.items()}
     model = placed(lora.attach(abstract(config), room, factors), mesh)
     _, state, rules = program_module.call(config, mesh, 1, CAPACITY, rows=1)
-    scalar, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1,)))
-    chosen = Chosen(row, jax.ShapeDtypeStruct((1,), jnp.float32), slots.rank)
-    tokens = jax.ShapeDtypeStruct((1, CHUNK), jnp.int32)
-    scalar, row, chosen, tokens = on_mesh((scalar, row, chosen, tokens), mesh)
+    row, scale = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
+    steps, chosen = jax.ShapeDtypeStruct((), jnp.int32), Chosen(row, scale, slots.rank)
+    steps, chosen = on_mesh((steps, chosen), mesh)
     rules = dataclasses.replace(rules, adapters=chosen)
-    programs = Programs(model, None)
     with jax.set_mesh(mesh):
-        if program == "decode":
-            return programs.decode.lower(model, state, rules, scalar).compile()
-        return programs.prefill.lower(model, tokens, row, state, rules).compile()
+        return Programs(model, None).decode.lower(model, state, rules, steps).compile()
 
 
 def copies_of_packed_weights(text: str, config: Config) -> list[str]:
@@ -141,15 +137,11 @@ def test_two_layers_compile_without_copies(preset, topology, capacity, program):
 
 
 @requires_compilers
-@pytest.mark.parametrize("program", ["decode", pytest.param("prefill", marks=pytest.mark.slow)])
-def test_factors_of_eight_adapters_are_read_where_they_lie(program):
+def test_factors_of_eight_adapters_are_read_where_they_lie():
     """A layer's are 113 MiB."""
     config = dataclasses.replace(PRESETS["20b"], num_layers=2, layer_types=())
-    _, plain = compile_program(config, "v5e:1x1", program)
-    adapted = compile_with_adapters(config, "v5e:1x1", program)
-    before, after = (p.memory_analysis().temp_size_in_bytes / 2**20 for p in (plain, adapted))
-    print(f"{before:.1f} MiB without, {after:.1f} with")
-    assert after < before + 8
+    memory = decode_with_adapters(config, "v5e:1x1").memory_analysis()
+    assert memory.temp_size_in_bytes < 8 * 2**20
 
 
 @requires_compilers
