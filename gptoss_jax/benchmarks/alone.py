@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.sampling import Sampling, sample
 from gptoss_jax.model.transformer import GptOss
@@ -62,9 +63,10 @@ class Alone:
         banned_TV = np.tile(self._banned_V, (answer, 1))
         if request.constraint is not None:
             self._forbid(request, made, banned_TV)
+        tally = _said(request, made, banned_TV.shape)
         sampling = Sampling.of([request] * answer)
         is_own_T, is_near_T = _compare(
-            model, tokens_S[None], np.int32(len(prompt)), sampling, banned_TV
+            model, tokens_S[None], np.int32(len(prompt)), sampling, banned_TV, tally
         )
         is_own, is_near = np.asarray(is_own_T)[:count], np.asarray(is_near_T)[:count]
         wrong = np.flatnonzero(~(is_own | is_near))
@@ -83,6 +85,17 @@ class Alone:
             matcher.accept(token)
 
 
+def _said(request: Request, made: list[int], shape: tuple[int, int]) -> Tally:
+    """What came before each place; int32 and float32 [T, V]."""
+    seen_TV, bias_TV = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    seen_TV[:, list(request.prompt)] = 1
+    for place, token in enumerate(made):
+        seen_TV[place + 1 :, token] += 2
+    for token, bias in request.logit_bias.items():
+        bias_TV[:, token] = bias
+    return Tally(seen_TV, bias_TV)  # pyright: ignore[reportArgumentType]
+
+
 @jax.jit
 def _compare(
     model: GptOss,
@@ -90,6 +103,7 @@ def _compare(
     first: jax.Array,
     sampling: Sampling,
     banned_TV: jax.Array,
+    tally: Tally,
 ) -> tuple[jax.Array, jax.Array]:
     """bool [T] of the tokens from `first` on: the model's own choice; its choice but for rounding.
 
@@ -100,9 +114,9 @@ def _compare(
     logits_SV = model(tokens_1S)[0]
     logits_TV = logits_SV[jnp.minimum(place_T, len(logits_SV)) - 1]
     made_T = tokens_1S[0, jnp.minimum(place_T, tokens_1S.shape[1] - 1)]
-    own_T = sample(logits_TV, sampling, place_T, banned_TV)
+    own_T = sample(tally.adjusted(logits_TV, sampling), sampling, place_T, banned_TV)
     half_T1 = 0.5 * _ROUNDING * jnp.ptp(logits_TV, axis=-1, keepdims=True)
     is_made_TV = jnp.arange(logits_TV.shape[1])[None] == made_T[:, None]
     nudged_TV = logits_TV + jnp.where(is_made_TV, half_T1, -half_T1)
-    near_T = sample(nudged_TV, sampling, place_T, banned_TV)
+    near_T = sample(tally.adjusted(nudged_TV, sampling), sampling, place_T, banned_TV)
     return own_T == made_T, near_T == made_T

@@ -226,6 +226,7 @@ class _Endurance:
         counts["requests"] += 1
         counts["with_adapter"] += request.adapter is not None
         counts["with_constraint"] += request.constraint is not None
+        counts["with_penalties"] += request.adjusts
         counts["cancelled"] += sequence.cancelled
         counts["stopped"] += not sequence.cancelled and sequence.generated[-1] in self._stops
         counts["with_kept_prefix"] += sequence.reused > 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.requests import Request, copies
 from gptoss_jax.text import Tokenizer, constraints
 from gptoss_jax.text.constraints import Constraint
 
@@ -59,13 +59,22 @@ class Source:
         ]
 
     def draw(self, number: int) -> Drawn:
-        """The request of a number."""
-        rng = np.random.default_rng((self._seed, number))
+        """The request of a number; some three that follow each other are copies of one."""
+        first = number - number % 3
+        is_copy = np.random.default_rng((self._seed, first, 1)).random() < 0.15
+        request = self._request(first if is_copy else number)
+        if is_copy:
+            request = copies(request, 3)[number % 3]
+        rng = np.random.default_rng((self._seed, number, 2))
+        cancelled = int(rng.integers(0, 30)) if rng.random() < 0.15 else None
+        return Drawn(number, request, cancelled)
+
+    def _request(self, number: int) -> Request:
+        rng = np.random.default_rng((self._seed, number, 0))
         fields: dict[str, Any] = {"seed": number}
         for feature in _FEATURES:
             fields |= feature(self, rng)
-        cancelled = int(rng.integers(0, 30)) if rng.random() < 0.15 else None
-        return Drawn(number, Request(**fields), cancelled)
+        return Request(**fields)
 
 
 def _prompt(source: Source, rng: np.random.Generator) -> dict[str, Any]:
@@ -88,6 +97,18 @@ def _sampling(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"temperature": float(rng.uniform(0.3, 1.5)), **chosen}
 
 
+def _penalties(source: Source, rng: np.random.Generator) -> dict[str, Any]:
+    if rng.random() < 0.8:
+        return {}
+    biased = rng.integers(0, source.vocab_size, 4).tolist()
+    return {
+        "repetition_penalty": float(rng.uniform(1.0, 1.5)),
+        "presence_penalty": float(rng.uniform(-1.0, 1.0)),
+        "frequency_penalty": float(rng.uniform(-0.5, 1.0)),
+        "logit_bias": {one: float(rng.uniform(-3.0, 3.0)) for one in biased},
+    }
+
+
 def _priority(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"priority": int(rng.integers(0, 3))}
 
@@ -105,4 +126,4 @@ def _constraint(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"constraint": source.constraints[rng.integers(len(source.constraints))]}
 
 
-_FEATURES = (_prompt, _length, _sampling, _priority, _adapter, _constraint)
+_FEATURES = (_prompt, _length, _sampling, _penalties, _priority, _adapter, _constraint)

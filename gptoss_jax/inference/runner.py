@@ -189,7 +189,7 @@ class Runner:
         ranks_K = logprobs.ranks(len(self._banned_V), wanted=wanted)
         chosen = self._adapters and self._adapters.chosen([s.adapter if s else None for s in rows])
         arrays: Any = (self._banned_V, self._stops_V, limit_B, allowed_BW, ranks_K)
-        rules = Rules(sampling, *arrays, chosen)
+        rules = Rules(sampling, *arrays, adapters=chosen)
         return self._programs.placed(rules, self._programs.rules)
 
     def _run(self, name: str, arguments: tuple) -> tuple[Made, Tally, float]:
