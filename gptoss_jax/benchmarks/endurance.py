@@ -192,7 +192,7 @@ class _Endurance:
                 self._engine.cancel(sequence)
         self._engine.step()
         self._counts["steps"] += 1
-        self._guarded(self._engine.check)
+        self._guarded(self._engine.audit)
         for sequence in list(self._under_way):
             if sequence.stage is Stage.WAITING and sequence.generated:
                 self._displaced.add(sequence)
@@ -238,7 +238,7 @@ class _Endurance:
 
     def _compare(self) -> None:
         """Notes what is alive, and that nothing is held."""
-        self._guarded(self._engine.check)
+        self._guarded(self._engine.audit)
         if self._engine.held_pages:
             self._violations.append(f"{self._engine.held_pages} pages are held by nobody")
         gc.collect()

@@ -74,7 +74,8 @@ class Resident:
 class Adapters:
     """The adapters of an engine, by name.
 
-    They are loaded and unloaded between the engine's steps. Factors are kept in the model's compute
+    They are loaded and unloaded between the engine's steps, by the thread that makes those: before
+    a `Service` begins, not while it runs. Factors are kept in the model's compute
     dtype, in which they are multiplied.
 
     Attributes:
