@@ -15,6 +15,7 @@ _EXAMPLES = [
     "model --preset 20b --checkpoint ~/gpt-oss-20b --prompt 512 --tokens 32 --json",
     "serve --users 1 8 32 --plot load.png",
     "schemas --directory ~/jsonschemabench/data --count 1000",
+    "engine --requests 2000 --seed 1",
     "scaling --chip v5e",
 ]
 
@@ -60,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     schemas.add_argument("--checkpoint", metavar="DIR", default="nano", help="default: nano")
     schemas.add_argument("--max-tokens", type=cli.number(int, 1), default=512, metavar="N")
     schemas.add_argument("--json", action="store_true", help="one JSON object")
+    engine = benchmarks.add_parser(
+        "engine",
+        help="random requests through few pages, each answer checked; exit 1 where any is wrong",
+        allow_abbrev=False,
+    )
+    engine.add_argument("--requests", type=cli.number(int, 1), default=2000, help="at least")
+    engine.add_argument("--steps", type=cli.number(int, 1), default=10_000, help="at least")
+    engine.add_argument("--seed", type=cli.number(int, 0), default=0)
     scaling = benchmarks.add_parser(
         "scaling",
         help="what limits decode from 8 to 256 TPU chips, from compiled programs; runs nowhere",
@@ -81,7 +90,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
-    verbs = {"model": _model, "serve": _serve, "schemas": _schemas, "scaling": _scaling}
+    verbs = {
+        "model": _model,
+        "serve": _serve,
+        "schemas": _schemas,
+        "engine": _engine,
+        "scaling": _scaling,
+    }
     verbs[arguments.benchmark](arguments)
 
 
@@ -155,6 +170,19 @@ def _schemas(arguments: argparse.Namespace) -> None:
 
 
 _PAIRS = ("first_token_ms", "token_ms")
+
+
+def _engine(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.benchmarks import endurance
+
+    run = endurance.run(arguments.requests, arguments.steps, arguments.seed)
+    alive = [dataclasses.asdict(one) for one in run.alive]
+    result = {"seed": arguments.seed, **run.counts, "violations": len(run.violations)}
+    print(json.dumps(result | {"alive": alive}))
+    for line in run.violations:
+        print(line, file=sys.stderr)
+    if run.violations:
+        sys.exit(cli.EXIT_FAILED)
 
 
 def _scaling(arguments: argparse.Namespace) -> None:

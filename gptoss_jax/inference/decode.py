@@ -14,6 +14,7 @@ from gptoss_jax import sharding
 from gptoss_jax.inference import logprobs
 from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.sampling import Sampling, sample
+from gptoss_jax.kernels.low_rank import Chosen
 from gptoss_jax.model.cache import Cache, LayerCache, Places
 from gptoss_jax.model.transformer import GptOss
 
@@ -56,7 +57,7 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What ends a sequence and what may be in it.
+    """What ends a sequence, what may be in it, and which adapter makes it.
 
     Attributes:
       sampling: see there.
@@ -66,6 +67,7 @@ class Rules:
       allowed_BW: int32, a bit for each id that may come next, 32 a word; W = 0: any may.
       ranks_K: int32, of the likeliest tokens whose log-probability is told; K = 0: none is, not
         even the chosen one's.
+      adapters: see there; None: the model has no room for several.
     """
 
     sampling: Sampling
@@ -74,6 +76,7 @@ class Rules:
     limit_B: jax.Array
     allowed_BW: jax.Array
     ranks_K: jax.Array
+    adapters: Chosen | None = None
 
     @staticmethod
     def greedy(batch: int, vocab_size: int, limit: int) -> "Rules":
@@ -133,7 +136,7 @@ def prefill(
     Returns:
       (the new state, each sequence's newest token, bool scalar: all are done).
     """
-    logits_BV, cache = model.extend(tokens_BT, added_B, state.cache)
+    logits_BV, cache = model.extend(tokens_BT, added_B, state.cache, rules.adapters)
     adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
     sampled_B = sample(adjusted_BV, rules.sampling, cache.length_B, _banned(rules))
     token_B = jnp.where(added_B > 0, sampled_B, state.token_B)
@@ -193,7 +196,7 @@ def decode(
         index, state, made = carry
         going_B = ~state.done_B
         logits_BV, cache = model.extend(
-            state.token_B[:, None], going_B.astype(jnp.int32), state.cache
+            state.token_B[:, None], going_B.astype(jnp.int32), state.cache, rules.adapters
         )
         adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
         sampled_B = sample(adjusted_BV, rules.sampling, cache.length_B, banned_BV)

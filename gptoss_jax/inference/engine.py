@@ -8,6 +8,7 @@ import numpy as np
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import logprobs, requests
+from gptoss_jax.inference.adapters import Adapters, Resident, Slots
 from gptoss_jax.inference.checks import check_sampling
 from gptoss_jax.inference.decode import Made
 from gptoss_jax.inference.programs import Programs
@@ -41,6 +42,7 @@ class Engine:
         max_tokens: int | None = None,
         pages: int | None = None,
         reuse: bool = True,
+        adapters: Slots | None = None,
         report: Callable[[str], None] | None = None,
     ):
         """Allocates the cache.
@@ -52,15 +54,19 @@ class Engine:
           max_sequences: that run at once; the rest waits.
           max_tokens: of one sequence, prompt included; None: the model's context.
           pages: of 128 positions, for all sequences; None: enough for all of them at their longest.
-          reuse: whether prompts that begin the same share what is cached.
+          reuse: whether prompts that begin the same, with one adapter, share what is cached.
+          adapters: room for several, one a request; see `adapters`. None: for none.
           report: told in a line what was compiled and how long that took.
 
         Raises:
-          UserError: the mesh splits sequences, and these not into equal parts.
+          UserError: the mesh splits sequences, and these not into equal parts; or there is to be
+            room for adapters and the model has one.
         """
         self.model = model
         self._stops = frozenset(stop_ids)
-        programs = Programs(model, sharding.mesh_of(model.embedding_VD[...]))
+        self._adapters = adapters and Adapters(model, adapters, self._users)
+        whole = self._adapters.model if self._adapters else model
+        programs = Programs(whole, sharding.mesh_of(model.embedding_VD[...]))
         sharding.check_batch(max_sequences, programs.mesh)
         parts = programs.parts
         own = max_sequences // parts
@@ -69,7 +75,9 @@ class Engine:
         # One to keep for each sequence's prompt, and for each of the largest chunks before.
         rings = own + (own + own_pages // 4 if reuse else 0)
         self._room = Room(own_pages, rings, context)
-        self._runner = Runner(model, programs, stop_ids, banned_ids, self._room, report)
+        self._runner = Runner(
+            whole, programs, stop_ids, banned_ids, self._room, self._adapters, report
+        )
         self._scheduler = Scheduler(
             sequences=own, pages=own_pages, rings=rings, parts=parts, reuse=reuse
         )
@@ -82,6 +90,20 @@ class Engine:
         return self._runner.timings
 
     @property
+    def adapters(self) -> Adapters:
+        """Where adapters are loaded and unloaded, by name.
+
+        Raises:
+          UserError: the engine has no room for any.
+        """
+        if self._adapters is None:
+            raise UserError("the engine has no room for adapters; give Engine(adapters=Slots())")
+        return self._adapters
+
+    def _users(self, adapter: Resident) -> int:
+        return sum(sequence.adapter is adapter for sequence in self._scheduler.sequences)
+
+    @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
         return self._settle is not None or self._scheduler.has_work
@@ -91,12 +113,17 @@ class Engine:
         """Pages that sequences hold now; those that are only kept are not among them."""
         return sum(part.pages.held for part in self._scheduler.parts)
 
+    def audit(self) -> None:
+        """Raises an AssertionError if pages or rings are held that no sequence under way has."""
+        self._scheduler.check()
+
     def limit_of(self, request: Request) -> int:
         """How many tokens a request may come to, prompt included. Any thread may ask.
 
         Raises:
           UserError: an empty prompt, an id outside the vocabulary, no room left to answer, more
-            tokens than the engine has room for, or a value out of its range.
+            tokens than the engine has room for, a value out of its range, or an adapter that is
+            not loaded.
         """
         config, prompt = self.model.config, request.prompt
         check_prompt(config, prompt, request.max_tokens)
@@ -112,6 +139,8 @@ class Engine:
                 f"{limit} tokens need {pages_for(limit)} pages of the cache, which has "
                 f"{self._room.pages}; ask for fewer tokens"
             )
+        if request.adapter is not None:
+            self.adapters.find(request.adapter)
         return limit
 
     def submit(self, request: Request) -> requests.Sequence:
@@ -122,6 +151,8 @@ class Engine:
         """
         limit = self.limit_of(request)
         sequence = requests.Sequence(request, self._submitted, limit, list(request.prompt))
+        if request.adapter is not None:
+            sequence.adapter = self.adapters.find(request.adapter)
         if request.constraint is not None:
             sequence.matcher = request.constraint.matcher()
         self._submitted += 1

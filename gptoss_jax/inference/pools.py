@@ -69,22 +69,40 @@ class Pool:
         """Whether nobody holds an id that is kept."""
         return id_ in self._kept
 
+    def check(self, holders: int) -> None:
+        """Raises an AssertionError where what is written down does not add up.
+
+        Args:
+          holders: of all ids together, as the caller counts them.
+        """
+        held = [id_ for id_, count in enumerate(self._holders) if count]
+        everything = sorted([*self._free, *self._kept, *held])
+        assert everything == list(range(1, len(self._holders))), "an id is in no state, or in two"
+        assert sum(self._holders) == holders, f"{sum(self._holders)} holders, not {holders}"
+        named = {id_: key for key, id_ in self._id_of.items()}
+        assert named == self._key_of, "a key and its id disagree"
+        assert set(self._kept) <= set(named), "what is kept has no key"
+        assert not set(self._free) & set(named), "what is free has a key"
+
     def find(self, key: bytes) -> int | None:
         """The id that was published under a key and not given away since."""
         return self._id_of.get(key)
 
 
-def prefix_keys(tokens: Sequence[int], page: int, known: Sequence[bytes] = ()) -> list[bytes]:
+def prefix_keys(
+    tokens: Sequence[int], page: int, known: Sequence[bytes] = (), root: bytes = b""
+) -> list[bytes]:
     """A key for each whole page of tokens, which stands for all tokens up to its end.
 
     Args:
       tokens: of a sequence.
       page: tokens a page.
-      known: the first keys, already made of the same tokens.
+      known: the first keys, already made of the same tokens and root.
+      root: of what else the cache depends on; keys of different roots differ.
     """
     keys = list(known)
     for first in range(len(keys) * page, len(tokens) // page * page, page):
-        before = keys[-1] if keys else b""
+        before = keys[-1] if keys else root
         here = np.asarray(tokens[first : first + page], np.int32).tobytes()
         keys.append(hashlib.blake2b(before + here, digest_size=16).digest())
     return keys

@@ -42,7 +42,7 @@ class Programs:
         self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
         self._split = split = sharding.split_of(model.config, dict(mesh.shape) if mesh else {})
         self.batch = sharding.batch_spec(split)
-        self.rules: Any = Rules(self.batch, P(), P(), self.batch, self.batch, P())  # pyright: ignore[reportArgumentType]
+        self.rules: Any = Rules(self.batch, P(), P(), self.batch, self.batch, P(), self.batch)  # pyright: ignore[reportArgumentType]
         cache: Any = Cache(sharding.cache_spec(split), self.batch, self.batch)  # pyright: ignore[reportArgumentType]
         self.state: Any = State(cache, self.batch, self.batch, self.batch)  # pyright: ignore[reportArgumentType]
         self._parameters = sharding.parameter_specs(self._like, split)

@@ -10,6 +10,7 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.model.config import Config
 
 if TYPE_CHECKING:
+    from gptoss_jax.inference.adapters import Resident
     from gptoss_jax.text.constraints import Constraint, Matcher
 
 # The most of the likeliest tokens whose log-probabilities may be asked for.
@@ -54,6 +55,7 @@ class Request:
       stop: strings that end the answer. They are `TurnReader`'s to find, the engine knows no text.
       priority: requests of a higher one begin first.
       constraint: what the answer must follow, None for nothing.
+      adapter: the name of one of the engine's, None for the model alone.
     """
 
     prompt: Tokens[int]
@@ -71,6 +73,7 @@ class Request:
     stop: Tokens[str] = ()
     priority: int = 0
     constraint: "Constraint | None" = None
+    adapter: str | None = None
 
     @property
     def adjusts(self) -> bool:
@@ -119,6 +122,7 @@ class Sequence:
       cancelled: to be ended before the next step.
       matcher: of its request's constraint.
       logprobs: of each generated token, if the request asks for them.
+      adapter: of its request's name.
     """
 
     request: Request
@@ -137,6 +141,7 @@ class Sequence:
     cancelled: bool = False
     matcher: "Matcher | None" = None
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    adapter: "Resident | None" = None
 
     @property
     def generated(self) -> list[int]:

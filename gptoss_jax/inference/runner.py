@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from gptoss_jax.inference import executables, logprobs, requests
+from gptoss_jax.inference.adapters import Adapters
 from gptoss_jax.inference.decode import MOST_STEPS, Made, Rules, State
 from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.programs import Programs, compiler_options
@@ -86,6 +87,7 @@ class Runner:
         stop_ids: Sequence[int],
         banned_ids: np.ndarray,
         room: Room,
+        adapters: Adapters | None = None,
         report: Callable[[str], None] | None = None,
     ):
         """Allocates the cache.
@@ -96,6 +98,7 @@ class Runner:
           stop_ids: ids that end a sequence.
           banned_ids: ids never sampled; ids the model has no row for are ignored.
           room: see there.
+          adapters: whose model it is, None where there is no room for any.
           report: told in a line what was compiled and how long that took.
         """
         size = model.config.vocab_size
@@ -104,6 +107,7 @@ class Runner:
         self.most_steps = 1
         self._model = model
         self._programs = programs
+        self._adapters = adapters
         mesh = programs.mesh
         self._devices = list(mesh.devices.flat if mesh else table_VD.devices())
         self._platform = self._devices[0].platform
@@ -187,7 +191,9 @@ class Runner:
         self.timings.mask_s += time.perf_counter() - began
         wanted = any(s is not None and s.request.logprobs is not None for s in rows)
         ranks_K = logprobs.ranks(len(self._banned_V), wanted=wanted)
-        rules = Rules(sampling, self._banned_V, self._stops_V, limit_B, allowed_BW, ranks_K)  # pyright: ignore[reportArgumentType]
+        chosen = self._adapters and self._adapters.chosen([s.adapter if s else None for s in rows])
+        arrays: Any = (self._banned_V, self._stops_V, limit_B, allowed_BW, ranks_K)
+        rules = Rules(sampling, *arrays, adapters=chosen)
         return self._programs.placed(rules, self._programs.rules)
 
     def _run(self, name: str, arguments: tuple) -> tuple[Made, Tally, float]:

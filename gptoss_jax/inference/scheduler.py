@@ -83,6 +83,17 @@ class Scheduler:
         """Whether any sequence waits or runs."""
         return bool(self._waiting) or any(part.running for part in self.parts)
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that wait or run."""
+        return [*self._waiting, *(s for part in self.parts for s in part.running)]
+
+    def check(self) -> None:
+        """Raises an AssertionError if what is held is not what the running sequences have."""
+        for part in self.parts:
+            part.pages.check(sum(len(s.pages) for s in part.running))
+            part.rings.check(sum(len({s.ring, s.source}) for s in part.running))
+
     def add(self, sequence: Sequence) -> None:
         """A new sequence, or one that was displaced: the earlier it came, the sooner it runs."""
         bisect.insort(self._waiting, sequence, key=lambda s: (-s.request.priority, s.order))
@@ -176,7 +187,8 @@ class Scheduler:
         # Of more than can run at once none could begin.
         for sequence in self._waiting[: self._sequences * len(self.parts)]:
             if self._reuse:
-                sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys)
+                root = sequence.adapter.root if sequence.adapter else b""
+                sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys, root)
                 if self._awaits(sequence):
                     continue
             # Where most of the prompt is kept, then where fewest run.

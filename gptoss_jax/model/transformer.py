@@ -10,7 +10,7 @@ from flax import nnx
 from gptoss_jax import sharding
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.embedding import embed
-from gptoss_jax.kernels.low_rank import Weight, with_inputs
+from gptoss_jax.kernels.low_rank import Chosen, Weight, for_rows, with_inputs
 from gptoss_jax.model.attention import Attention, Rotation, normal
 from gptoss_jax.model.cache import Cache, LayerCache, Places
 from gptoss_jax.model.chunk import Chunk
@@ -176,7 +176,11 @@ class GptOss(nnx.Module):
         return -(-self.config.num_kv_heads // heads)
 
     def extend(
-        self, tokens_BT: jax.Array, added_B: jax.Array, cache: Cache
+        self,
+        tokens_BT: jax.Array,
+        added_B: jax.Array,
+        cache: Cache,
+        adapters: Chosen | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Appends up to T tokens to each sequence of a cache: prefill, and decode with T = 1.
 
@@ -184,6 +188,7 @@ class GptOss(nnx.Module):
           tokens_BT: int32; row b's first `added_B[b]` are real, the rest is padding.
           added_B: int32, 0..T.
           cache: a capacity of at least `length + T` is the caller's duty.
+          adapters: which of several each sequence takes; None: the weights hold none or one.
 
         Returns:
           (float32 logits [B, V] after each row's last real token, garbage where it added none; the
@@ -194,7 +199,8 @@ class GptOss(nnx.Module):
         angles = rotation(self.config, chunk.position_BT)
         x_BTD = self._embed(chunk.own(tokens_BT))
         layers, places = [], cache.places
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+        rows = adapters and adapters.repeated(x_BTD.shape[1])
+        for layer, layer_cache in zip(for_rows(self.layers, rows), cache.layers, strict=True):
             x_BTD, new = _extend(layer, x_BTD, angles, layer_cache, places, chunk)
             layers.append(new)
         last_B = jnp.maximum(added_B - 1, 0)
@@ -205,7 +211,9 @@ class GptOss(nnx.Module):
             x_B1D = sharding.total(jnp.where(is_own, x_B1D, 0), chunk.axes)
         if tokens_BT.shape[1] > 1:
             places = dataclasses.replace(places, source_B=places.ring_B)
-        return self.unembed(x_B1D)[:, 0], Cache(layers, places, cache.length_B + added_B)
+        table_VD = for_rows(self.whole_unembedding(), adapters)
+        logits_BV = self.unembed(x_B1D, table_VD)[:, 0]
+        return logits_BV, Cache(layers, places, cache.length_B + added_B)
 
     def _embed(self, tokens_BT):
         axes, split = sharding.current(self.config).fsdp, sharding.current(self.config).vocab

@@ -11,6 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gptoss_jax.inference.adapters import Slots
+from gptoss_jax.inference.programs import Programs
+from gptoss_jax.kernels.low_rank import Chosen
+from gptoss_jax.model import lora
+from gptoss_jax.model.adapter import Adapter
 from gptoss_jax.model.config import PRESETS, Config
 from gptoss_jax.model.placement import placed
 from gptoss_jax.model.transformer import abstract
@@ -65,6 +70,23 @@ def compile_program(config: Config, topology: str, program: str):
         return model, lowered.compile()
 
 
+def decode_with_adapters(config: Config, topology: str):
+    """As above, with eight slots of rank 16 beside the weights."""
+    mesh = mesh_of(topology)
+    slots = Slots(count=8, rank=16)
+    room = Adapter(slots.count * slots.rank, alpha=1.0, targets=slots.targets)
+    shapes = lora.trained_shapes(abstract(config), room)
+    factors = {path: jax.ShapeDtypeStruct(size, jnp.bfloat16) for path, size in shapes.items()}
+    model = placed(lora.attach(abstract(config), room, factors), mesh)
+    _, state, rules = program_module.call(config, mesh, 1, CAPACITY, rows=1)
+    row, scale = (jax.ShapeDtypeStruct((1,), dtype) for dtype in (jnp.int32, jnp.float32))
+    steps, chosen = jax.ShapeDtypeStruct((), jnp.int32), Chosen(row, scale, slots.rank)
+    steps, chosen = on_mesh((steps, chosen), mesh)
+    rules = dataclasses.replace(rules, adapters=chosen)
+    with jax.set_mesh(mesh):
+        return Programs(model, None).decode.lower(model, state, rules, steps).compile()
+
+
 def copies_of_packed_weights(text: str, config: Config) -> list[str]:
     """Instructions outside fusions that make all experts' bytes of a weight anew."""
     fused = set(re.findall(r"fusion\([^\n]*calls=%?([\w.\-]+)", text))
@@ -112,6 +134,14 @@ def test_two_layers_compile_without_copies(preset, topology, capacity, program):
     figures = check(preset, topology, program, layers=2)
     assert figures["arguments"] < figures["weights"] * 1.03 + 0.1  # padding of tiles, the cache
     assert figures["temporaries"] < MOST_TEMPORARIES[program]
+
+
+@requires_compilers
+def test_factors_of_eight_adapters_are_read_where_they_lie():
+    """A layer's are 113 MiB."""
+    config = dataclasses.replace(PRESETS["20b"], num_layers=2, layer_types=())
+    memory = decode_with_adapters(config, "v5e:1x1").memory_analysis()
+    assert memory.temp_size_in_bytes < 8 * 2**20
 
 
 @requires_compilers

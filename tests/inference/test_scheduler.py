@@ -135,6 +135,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_shares_what_is_written(self):
+        self.scheduler.check()
         for part in self.scheduler.parts:
             assert len(part.running) <= SEQUENCES
             held = sum(len(set(s.pages)) for s in part.running)

@@ -11,8 +11,8 @@ from moe_cases import ACTIVE, EXPERTS, check, make_experts, make_rows, reference
 
 from gptoss_jax import mxfp4
 from gptoss_jax.kernels import hopper
-from gptoss_jax.kernels.low_rank import LowRank
-from gptoss_jax.kernels.moe import dispatch, grouped, mosaic_gpu
+from gptoss_jax.kernels.low_rank import Chosen, LowRank
+from gptoss_jax.kernels.moe import dispatch, grouped, mosaic_gpu, xla
 
 HIDDEN, WIDTH = 128, 64
 
@@ -65,6 +65,56 @@ def test_tiles_of_rows(monkeypatch, shape, rows, programs):
     actual = interpreted(two_tiles, x, w)
     check(actual[:2], expected[:2], "float32")
     assert np.isnan(actual[2]).all()  # never written
+
+
+def factors(weight, ranks: int, seed: int) -> LowRank:
+    rng = np.random.default_rng(seed)
+    experts, *widths = weight.shape
+    a, b = (jnp.asarray(rng.normal(0, 0.2, (experts, ranks, w)), jnp.bfloat16) for w in widths)
+    return LowRank(weight, a, b, scale=0.5)
+
+
+def adapted(ranks: int = 6, rows: Chosen | None = None):
+    weights = {"w_gate_up": experts_of().w_gate_up, "w_down": experts_of().w_down}
+    given = {name: factors(w, ranks, seed) for seed, (name, w) in enumerate(weights.items())}
+    given = {name: dataclasses.replace(w, rows=rows) for name, w in given.items()}
+    return dataclasses.replace(experts_of(), **given)
+
+
+def of_slot(weight: LowRank, slot: int) -> LowRank | mxfp4.MXFP4:
+    first = 2 * (slot - 1)
+    a, b = (x[:, first : first + 2] for x in (weight.a, weight.b))
+    return LowRank(weight.base, a, b, scale=0.5) if slot else weight.base
+
+
+def test_factors():
+    x, weight = make_rows(33, "bfloat16", HIDDEN)
+    chosen = routing("partly_none", 33)
+    actual = interpreted(grouped.moe, x, chosen, weight, adapted())
+    check(actual, xla.moe(x, chosen, weight, adapted()), "bfloat16")
+    plain = interpreted(grouped.moe, x, chosen, weight, experts_of())
+    assert np.abs(actual - plain).max() > 0.1 * np.abs(plain).max()
+
+
+def test_factors_that_rows_choose():
+    """Three slots of rank 2, and rows without."""
+    x, weight = make_rows(33, "bfloat16", HIDDEN)
+    chosen = routing("partly_none", 33)
+    slot_R = np.random.default_rng(3).integers(0, 4, 33).astype(np.int32)
+    rows = Chosen(jnp.asarray(slot_R), jnp.where(slot_R > 0, 0.5, 0.0), 2)
+    actual = interpreted(grouped.moe, x, chosen, weight, adapted(rows=rows))
+    for slot in range(4):
+        whole = adapted()
+        alone = dataclasses.replace(
+            whole, w_gate_up=of_slot(whole.w_gate_up, slot), w_down=of_slot(whole.w_down, slot)
+        )
+        expected = interpreted(grouped.moe, x, chosen, weight, alone)
+        mine = slot_R == slot
+        assert mine.sum() > 3
+        if slot:
+            check(actual[mine], expected[mine], "bfloat16")
+        else:
+            np.testing.assert_array_equal(actual[mine], expected[mine])
 
 
 def test_every_code_in_every_place_is_exact():
@@ -121,8 +171,7 @@ def test_who_takes_the_kernel(monkeypatch):
     assert not grouped.takes(x.astype(jnp.float32), experts_of())
     assert not grouped.takes(jnp.tile(x, (171, 1)), experts_of())  # 513 rows
     assert not grouped.takes(x, experts_of("arrays"))
-    adapted = LowRank(experts_of().w_down, jnp.ones((EXPERTS, 2, WIDTH)), jnp.ones((EXPERTS, 2, 1)))
-    assert not grouped.takes(x, dataclasses.replace(experts_of(), w_down=adapted))
+    assert grouped.takes(x, adapted())
     assert not grouped.takes(*(make_rows(3, "bfloat16")[:1]), make_experts("packed"))  # 96 inputs
     # Compiled for this platform all the same, the other form runs.
     chosen = routing("spread", 3)

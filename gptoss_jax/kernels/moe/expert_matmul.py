@@ -18,8 +18,7 @@ def expert_matmul(x_RK: jax.Array, weight: ExpertWeight, expert: jax.Array) -> j
     No copy of a packed weight is made, and no more than one expert is dequantised.
     """
     if isinstance(weight, LowRank):
-        h_Rr = matmul(x_RK, index(weight.a, expert).T).astype(x_RK.dtype)
-        added = weight.scale * matmul(h_Rr, index(weight.b, expert))
+        added = weight.through(x_RK, index(weight.a, expert), index(weight.b, expert))
         return expert_matmul(x_RK, weight.base, expert) + added
     if not isinstance(weight, MXFP4):
         return matmul(x_RK, index(weight, expert))
@@ -34,6 +33,7 @@ def expert_matmul_transposed(g_RN: jax.Array, weight: ExpertWeight, expert: jax.
     The gradient's matmul. Of a packed weight one nibble plane of one expert is decoded at a time.
     """
     if isinstance(weight, LowRank):
+        assert weight.rows is None, "adapters that rows choose are not trained"
         h_Rr = matmul(g_RN, index(weight.b, expert).T).astype(g_RN.dtype)
         added = weight.scale * matmul(h_Rr, index(weight.a, expert))
         return expert_matmul_transposed(g_RN, weight.base, expert) + added

@@ -6,7 +6,8 @@ For a kernel that takes any number of tiles and reads packed weights, see `mosai
 import jax
 import jax.numpy as jnp
 
-from gptoss_jax.kernels import hopper
+from gptoss_jax.kernels import einsum, hopper
+from gptoss_jax.kernels.low_rank import LowRank, base_of
 from gptoss_jax.kernels.moe.experts import Experts, ExpertWeight, swiglu
 from gptoss_jax.kernels.moe.pairs import sort_pairs
 from gptoss_jax.mxfp4 import MXFP4
@@ -18,7 +19,7 @@ _WIDTH = 64  # what divides both axes of the weights that the kernel takes
 
 def takes(x_RD: jax.Array, experts: Experts) -> bool:
     """Whether `moe` can be compiled for these, on the device that is being compiled for."""
-    weights = (experts.w_gate_up, experts.w_down)
+    weights = (base_of(experts.w_gate_up), base_of(experts.w_down))
     fitting = all(
         isinstance(w, MXFP4) and not any(n % _WIDTH for n in w.shape[1:]) for w in weights
     )
@@ -41,6 +42,8 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
     row_TS = pairs.row_P[start_T[:, None] + jnp.arange(min(rows, size))[None]]
 
     def multiply(x_TSK: jax.Array, weight: ExpertWeight) -> jax.Array:
+        if isinstance(weight, LowRank):
+            return multiply(x_TSK, weight.base) + _added(x_TSK, weight, expert_T, row_TS)
         assert isinstance(weight, MXFP4)
         return mosaic_gpu.matmul(x_TSK, weight, expert_T=expert_T, tiles=pairs.num_tiles)
 
@@ -50,6 +53,17 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
 
     y_RXD = y_TSD[pairs.tile_and_slot(chosen_RX)] * weight_RX.astype(jnp.float32)[..., None]
     return jnp.where(chosen_RX[..., None] < num_experts, y_RXD, 0.0).sum(1)
+
+
+def _added(x_TSK: jax.Array, weight: LowRank, expert_T: jax.Array, row_TS: jax.Array) -> jax.Array:
+    """What the factors add; those of a tile's expert are copied for it."""
+    a_TrK, b_TrN = (factor[expert_T].astype(x_TSK.dtype) for factor in (weight.a, weight.b))
+    h_TSr = einsum("TSK,TrK->TSr", x_TSK, a_TrK)
+    if weight.rows is None:
+        return weight.scale * einsum("TSr,TrN->TSN", h_TSr.astype(x_TSK.dtype), b_TrN)
+    rows = jax.tree.map(lambda x_R: x_R[row_TS], weight.rows)
+    h_TSr = rows.own(h_TSr).astype(x_TSK.dtype)
+    return rows.scale_R[..., None] * einsum("TSr,TrN->TSN", h_TSr, b_TrN)
 
 
 def _rows(bias_EN: jax.Array, expert_T: jax.Array) -> jax.Array:

@@ -31,6 +31,7 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
 
     def dense(weight: ExpertWeight) -> jax.Array:
         if isinstance(weight, LowRank):
+            assert weight.rows is None, "one adapter is the meaning; rows choose theirs in `xla`"
             added = jnp.einsum("ErK,ErN->EKN", weight.a, weight.b, precision="highest")
             return dense(weight.base) + (weight.scale * added).astype(x_RD.dtype)
         if isinstance(weight, mxfp4.MXFP4):

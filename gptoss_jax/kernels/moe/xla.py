@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gptoss_jax.kernels.low_rank import at_rows
 from gptoss_jax.kernels.moe.expert_matmul import expert_matmul
 from gptoss_jax.kernels.moe.experts import Experts, swiglu
 from gptoss_jax.kernels.moe.pairs import sort_pairs
@@ -31,10 +32,12 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
     def compute_block(block, y_RD):
         # The last block is moved back to end with the rows; its overlap is written twice.
         start = jnp.minimum(block * size, rows - size)
-        x, chosen, weight = (
-            lax.dynamic_slice_in_dim(whole, start, size) for whole in (x_RD, chosen_RX, weight_RX)
-        )
-        y = many_rows(x, chosen, weight, experts)
+
+        def part(whole: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(whole, start, size)
+
+        x, chosen, weight = (part(whole) for whole in (x_RD, chosen_RX, weight_RX))
+        y = many_rows(x, chosen, weight, at_rows(part, experts))
         return lax.dynamic_update_slice_in_dim(y_RD, y, start, axis=0)
 
     # Overwritten whole. Zeros would be shared by all layers, and so live all along and be copied.
@@ -85,7 +88,8 @@ def many_rows(
 
     def compute_tile(tile, y_PD):
         expert, start, _ = pairs.locate(tile)
-        y = _mlp(x_RD[pairs.rows_at(start)], experts, expert)
+        rows = pairs.rows_at(start)
+        y = _mlp(x_RD[rows], at_rows(lambda x: x[rows], experts), expert)
         return lax.dynamic_update_slice_in_dim(y_PD, y.astype(y_PD.dtype), start, axis=0)
 
     # Overwritten where it counts. Zeros would be shared by all layers: live all along, and copied.
