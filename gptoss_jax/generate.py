@@ -119,7 +119,8 @@ def _check_together(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "--raw continues the prompt as it is, without tools; leave one of them out"
         )
-    if arguments.json_schema or arguments.regex is not None or arguments.grammar:
+    files = (arguments.json_schema, arguments.grammar, arguments.xml_schema)
+    if any(files) or arguments.regex is not None:
         raise UsageError("a constraint leaves no way to call tools; leave one of them out")
 
 

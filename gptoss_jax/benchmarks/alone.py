@@ -11,6 +11,7 @@ from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.sampling import Sampling, sample
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text.constraints import fill_masks
 
 # Of the logits' range: scores that are closer may come out in either order.
 _ROUNDING = 1e-5
@@ -79,10 +80,11 @@ class Alone:
         matcher = request.constraint.matcher()
         id_V = np.arange(len(self._banned_V))
         words_1W = np.full((1, -(-len(id_V) // 32)), -1, np.int32)
-        for banned_V, token in zip(banned_TV, made, strict=False):
-            matcher.mask(words_1W)
+        for place, (banned_V, token) in enumerate(zip(banned_TV, made, strict=False), 1):
+            fill_masks([matcher], words_1W)
             banned_V |= (words_1W[0, id_V // 32] >> (id_V % 32)) & 1 == 0
             matcher.accept(token)
+            matcher.hurry(request.max_tokens - place)
 
 
 def _said(request: Request, made: list[int], shape: tuple[int, int]) -> Tally:

@@ -22,6 +22,8 @@ from gptoss_jax import versions
 _UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, ValueError, jax.errors.JaxRuntimeError)
 # Two threads that trace share one interpreter, and both compilers would begin late.
 _TRACING = threading.Lock()
+# What this thread found in JAX's cache.
+_FOUND = threading.local()
 
 
 def compiled(
@@ -45,14 +47,16 @@ def compiled(
     """
     file = _file(name, arguments, devices, options)
     if file is None:
-        return _compile(program, arguments, options)
+        return _compile(program, arguments, options)[0]
     with contextlib.suppress(*_UNREADABLE):
         payload, out_tree = pickle.loads(file.read_bytes())
         in_tree = jax.tree.structure((arguments, {}))
         return serialize_executable.deserialize_and_load(
             payload, in_tree, out_tree, devices[0].client, devices
         )
-    made = _compile(program, arguments, options)
+    made, is_new = _compile(program, arguments, options)
+    if not is_new:
+        return made
     with contextlib.suppress(OSError):
         payload, _, out_tree = serialize_executable.serialize(made)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,10 +67,22 @@ def compiled(
     return made
 
 
-def _compile(program: Any, arguments: tuple, options: Mapping[str, Any]) -> Any:
+def _compile(program: Any, arguments: tuple, options: Mapping[str, Any]) -> tuple[Any, bool]:
+    """(The program; whether it is new: one of JAX's cache cannot be written again on XLA:CPU)."""
     with _TRACING:
         lowered = program.lower(*arguments)
-    return lowered.compile(compiler_options=options)
+    before = getattr(_FOUND, "count", 0)
+    made = lowered.compile(compiler_options=options)
+    return made, getattr(_FOUND, "count", 0) == before
+
+
+def _note(event: str, **_: Any) -> None:
+    """JAX tells it in the thread that compiles."""
+    if event == "/jax/compilation_cache/cache_hits":
+        _FOUND.count = getattr(_FOUND, "count", 0) + 1
+
+
+jax.monitoring.register_event_listener(_note)
 
 
 def _file(

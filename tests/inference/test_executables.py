@@ -1,5 +1,10 @@
 """Compiled programs are kept for processes that would compile the same, and for no others."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +103,29 @@ def test_nothing_is_kept_without_a_directory():
     finally:
         jax.config.update(_DIRECTORY, before)
     assert (first.traced, second.traced) == (1, 1)
+
+
+_PROCESS = """
+import jax, jax.numpy as jnp
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+from gptoss_jax.inference import executables
+x = jnp.arange(3.0)
+program = jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x)[:, None])
+print(executables.compiled(program, "dot", (x,), [jax.devices()[0]], {})(x))
+"""
+
+
+def test_what_jax_had_in_its_cache_is_not_written_again(tmp_path):
+    # XLA:CPU writes such a program without its code (jaxlib 0.10.2).
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+
+    def run() -> list[Path]:
+        command = [sys.executable, "-c", _PROCESS]
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+        return list(tmp_path.glob("gptoss_jax-*"))
+
+    (file,) = run()
+    assert run() == [file]
+    file.unlink()
+    assert list(tmp_path.iterdir()), "JAX keeps its own"
+    assert run() == []
