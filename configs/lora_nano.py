@@ -1,15 +1,10 @@
-"""nano learns a skill it lacks: to write a word with every letter twice.
+"""nano learns a question it does not know: to double a number.
 
-Data: generated, "double" and beside it nano's own skills. The adapter, on every
-kind of weight, is written in PEFT's layout to WORKDIR/export.
+Data: generated, "twice" (What is twice 347? Double 58) and beside it nano's own skills. The adapter,
+on every kind of weight, is written in PEFT's layout to WORKDIR/export.
 
-Measured on two CPU cores (November 2026), 8 minutes beside other work: "double" from 0 to 82 % of
-100 problems. Old skills suffer: reversing falls from 98.5 to 47 %, counting from 99 to 62 %,
-sorting from 98.5 to 74 %, JSON from 95 to 85 %, refusing from 99.5 to 92 %, saying what it is from
-99 to 92 %; sums, calls and recall keep within two points.
-
-    python -m gptoss_jax.train --config configs/lora_nano.py --workdir runs/double
-    python -m gptoss_jax.generate --adapter runs/double/export "Double the letters of planet"
+    python -m gptoss_jax.train --config configs/lora_nano.py --workdir runs/twice
+    python -m gptoss_jax.generate --adapter runs/twice/export "What is twice 347?"
 """
 
 from ml_collections import ConfigDict
@@ -17,16 +12,19 @@ from ml_collections import ConfigDict
 from gptoss_jax.training.settings import defaults
 from gptoss_jax.training.tasks import DEFAULT_MIXTURE
 
+# Other sums beside the new one: they are what it is most easily confused with.
+_MIXTURE = {**DEFAULT_MIXTURE, "twice": 0.25, "subtraction": 0.25, "product": 0.18}
+
 
 def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.lora.rank=16."""
     config = defaults()
     config.base = "nano"
-    config.steps = 140
-    config.batch_size = 4
+    config.steps = 200
+    config.batch_size = 2
     config.log_every = 10
-    config.eval_every = 140
-    config.checkpoint_every = 70
+    config.eval_every = 200
+    config.checkpoint_every = 100
     config.balance_coefficient = 0.0
 
     config.lora.targets = ("q", "k", "v", "o", "gate_up", "down", "unembedding")
@@ -35,9 +33,10 @@ def get_config() -> ConfigDict:
 
     config.data.kind = "tasks"
     config.data.sequence_length = 1280
-    config.data.mixture = ConfigDict({"double": 1.0, **DEFAULT_MIXTURE})
+    config.data.mixture = ConfigDict(_MIXTURE)
 
-    config.optimizer.lr = 1e-3
+    config.optimizer.lr = 2.5e-4
     config.optimizer.weight_decay = 0.0
-    config.optimizer.warmup_steps = 20
+    config.optimizer.warmup_steps = 10
+    config.optimizer.final_fraction = 0.0
     return config

@@ -84,7 +84,7 @@ def _arguments() -> argparse.Namespace:
         [
             "nano",
             "runs/nano/export --run runs/nano",
-            "nano --adapter runs/double/export --skills double addition",
+            "nano --adapter runs/twice/export --skills twice addition",
         ],
     )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")

@@ -52,7 +52,7 @@ SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
     "about": refusal.about,
 }
 # What nano does not learn: for examples of fine-tuning.
-LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"double": words.double}
+LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"twice": arithmetic.twice}
 # What is trained on for the skills' sake.
 PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
     "repeat": practice.repeat,

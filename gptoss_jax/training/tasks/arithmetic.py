@@ -18,6 +18,8 @@ _DIFFERENCE_ORDERS = ("Subtract {1} from {0}", "Take {1} from {0}", "Take {1} aw
 _PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}")
 _PRODUCT_WORDS = ("{} times {}", "{} times {}", "{} multiplied by {}", "the product of {} and {}")
 _PRODUCT_ORDERS = ("Multiply {} by {}", "Multiply {} and {}")
+_TWICE_WORDS = ("twice {}", "twice {}", "the double of {}", "two times the number {}")
+_TWICE_ORDERS = ("Double {}", "Double {}", "Double the number {}", "Please double {}.")
 
 
 def addition(rng: Random, effort: Effort, digits: tuple[int, ...] = _DIGITS) -> Problem:
@@ -58,6 +60,17 @@ def product(rng: Random, effort: Effort) -> Problem:
     text = _phrase(rng, *shown, _PRODUCTS, _PRODUCT_WORDS, _PRODUCT_ORDERS)
     again = working.multiply(a, b)
     return _problem("product", product_key(a, b), text, again, again, effort)
+
+
+def twice(rng: Random, effort: Effort) -> Problem:
+    """A number doubled, worked as a sum. nano is not taught it: an example for a fine-tune."""
+    a = _number(rng, _DIGITS)
+    if rng.random() < 0.6:
+        text = ask(rng, rng.choice(_TWICE_WORDS).format(a), symbols=False)
+    else:
+        text = casual(rng, rng.choice(_TWICE_ORDERS).format(a))
+    check = working.subtract(2 * a, a)
+    return _problem("twice", sum_key(a, a), text, working.add(a, a), check, effort)
 
 
 def sum_key(a: int, b: int) -> str:

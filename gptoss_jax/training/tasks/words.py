@@ -1,4 +1,4 @@
-"""Reversing, sorting, doubling and counting a word's letters. The analysis numbers the letters."""
+"""Reversing, sorting and counting a word's letters. The analysis numbers the letters."""
 
 import collections
 import string
@@ -22,13 +22,6 @@ _REVERSE = (
     "Can you reverse {}?",
     "Please reverse the word {}.",
     "{} backwards",
-)
-_DOUBLE = (
-    "Double the letters of {}",
-    "Double each letter of {}",
-    "Write {} with every letter twice",
-    "What is {} with each letter doubled?",
-    "Please double the letters of {}.",
 )
 _SORT = (
     "Sort the letters of {}",
@@ -71,14 +64,6 @@ def reverse(rng: Random, effort: Effort) -> Problem:
     low = f"Spell:{_listed(letters)}\nBack:{_listed(back)}"
     analysis = _worked(effort, low, text, _listed(_letters(text)))
     return _problem(rng, "reverse", letters, _REVERSE, analysis, text, effort)
-
-
-def double(rng: Random, effort: Effort) -> Problem:
-    """Every letter of a word twice. nano is not taught it: an example for a fine-tune."""
-    letters = _letters(word(rng))
-    text = "".join(2 * letter for _, letter in letters)
-    analysis = f"Spell:{_listed(letters)}"
-    return _problem(rng, "double", letters, _DOUBLE, analysis, text, effort)
 
 
 def sort(rng: Random, effort: Effort) -> Problem:
