@@ -1,7 +1,7 @@
 """nano learns a question it does not know: to double a number.
 
-Data: generated, "twice" (What is twice 347? Double 58) and beside it nano's own skills. The adapter,
-on every kind of weight, is written in PEFT's layout to WORKDIR/export.
+Data: generated, "twice" (What is twice 347? Double 58) and beside it nano's own skills. The
+adapter, on every kind of weight, is written in PEFT's layout to WORKDIR/export.
 
     python -m gptoss_jax.train --config configs/lora_nano.py --workdir runs/twice
     python -m gptoss_jax.generate --adapter runs/twice/export "What is twice 347?"
