@@ -103,9 +103,9 @@ def test_auto_tokenizer_reads_it(nano):
     assert theirs.encode("What is 3 + 4?") == nano[1].encode("What is 3 + 4?")
 
 
-# 60 turns; 1,050 in the slow form, of which one may be malformed.
+# 150 turns; 1,050 in the slow form, of which one may be malformed.
 @pytest.mark.parametrize(
-    ("each", "allowed"), [(4, 0), pytest.param(70, 1, marks=pytest.mark.slow)], ids=str
+    ("each", "allowed"), [(10, 0), pytest.param(70, 1, marks=pytest.mark.slow)], ids=str
 )
 def test_sampled_turns_are_harmony_to_openais_parser_too(nano, oracle, each, allowed):
     openai_harmony = pytest.importorskip("openai_harmony", reason="needs the oracle extra")

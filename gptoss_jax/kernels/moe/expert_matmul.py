@@ -145,10 +145,7 @@ _FLOAT16_FACTOR = 2.0**14
 def _packed_cpu(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
     # Products of bfloat16 rows and decoded weights are exact in float32.
     x_RK = x_RK.astype(jnp.float32) * _FLOAT16_FACTOR
-    _, k, n = weight.shape
-    # A weight of one tile is as fast decoded first, and half the program to compile.
-    fused = x_RK.shape[0] <= _FEW_ROWS and k * n > _TILE
-    form: Callable = _fused_rows if fused else _tiled_planes
+    form: Callable = _fused_rows if x_RK.shape[0] <= _FEW_ROWS else _tiled_planes
     return form(x_RK, weight, expert)
 
 
