@@ -23,6 +23,8 @@ from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import TARGETS, Adapter
 from gptoss_jax.model.lora import Trained
 
+pytestmark = pytest.mark.slow
+
 CONFIG = several.CONFIG
 EIGHT = Slots(several.COUNT, several.RANK)
 NAMES = [f"a{number}" for number in range(several.COUNT)]

@@ -16,6 +16,8 @@ from gptoss_jax.text.constraints import Constraint
 from gptoss_jax.text.harmony import ToolFunction, from_chat, render_conversation
 from gptoss_jax.training.tasks.calculator import calculator
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def nano():

@@ -13,7 +13,6 @@ import pytest
 from gptoss_jax import versions
 from gptoss_jax.inference import executables
 
-pytestmark = pytest.mark.fast
 _DIRECTORY = "jax_compilation_cache_dir"
 
 

@@ -11,6 +11,8 @@ from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.logprobs import told
 from gptoss_jax.inference.requests import Request, Sequence
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def four(model) -> Engine:
@@ -53,7 +55,6 @@ def requests(count: int, **options) -> list[Request]:
     ]
 
 
-@pytest.mark.fast
 def test_they_are_of_the_models_own_distribution(model, four):
     """Whatever the temperature and the filters; of several tokens a call and of prefill's first."""
     for sequence in finished(four, requests(4)):
@@ -106,7 +107,6 @@ def test_over_a_mesh(model, shape):
             check(model, sequence)
 
 
-@pytest.mark.fast
 def test_a_token_that_is_nearly_certain_keeps_its_digits():
     logits_BV = np.asarray([[250.0, 238.0, 100.0]], np.float32)
     ids_BK, values_BK = told(logits_BV, np.asarray([0]), 2)

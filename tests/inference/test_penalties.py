@@ -19,6 +19,8 @@ from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.requests import Request, Sequence
 from gptoss_jax.inference.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 V = CONFIG.vocab_size
 OPTIONS = [
     {"repetition_penalty": 1.6},
@@ -101,7 +103,6 @@ def four(model) -> Engine:
     return engine_of(model, max_sequences=4, reuse=False)
 
 
-@pytest.mark.fast
 def test_tokens_are_those_that_numpy_chooses(model, four):
     """Sequences join and leave, so that rows move; what is kept on the device moves with them."""
     calls = []
