@@ -194,7 +194,7 @@ def test_expert_matmul(name, rows, dtype):
     w = make_experts("packed").w_gate_up
     x, _ = make_rows(rows, dtype)
     dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
-    matmul = jax.jit(MATMULS[name])
+    matmul = jax.jit(MATMULS[name.split()[0]])
     for expert in (0, EXPERTS - 1):
         expected = np.asarray(x, np.float64) @ dense[expert]
         # Products are exact in either dtype: one tolerance.
@@ -231,6 +231,18 @@ def test_expert_matmul_of_an_array(rows):
     check(actual, np.asarray(x, np.float64) @ np.asarray(w, np.float64)[2], "float32")
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_few_rows_are_fused_with_decoding_a_weight_of_several_tiles(monkeypatch, rows):
+    monkeypatch.setattr(expert_matmul, "_TILE", 64 * HIDDEN)
+    w = make_experts("packed").w_gate_up
+    x, _ = make_rows(rows)
+    program = jax.jit(lambda *args: expert_matmul._packed_cpu(*args))
+    assert "dot_general" not in program.lower(x, w, jnp.asarray(3)).as_text()
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
+    actual = program(x, w, jnp.asarray(3))
+    check(actual, np.asarray(x, np.float64) @ dense[3], "float32")
+
+
 @pytest.mark.parametrize("columns", [64, 128, 192, 320])
 def test_expert_matmul_tiles_that_overlap_or_do_not(monkeypatch, columns):
     monkeypatch.setattr(expert_matmul, "_TILE", columns * HIDDEN)
@@ -252,12 +264,14 @@ def every_code(scales: np.ndarray) -> mxfp4.MXFP4:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("name", ["planes", "cpu"])
-def test_expert_matmul_of_every_code_is_exact(name, rows):
+@pytest.mark.parametrize("name", ["planes", "cpu", "cpu fused"])
+def test_expert_matmul_of_every_code_is_exact(monkeypatch, name, rows):
     """One-hot rows read single weights: subnormals of the decoding tricks must not be flushed."""
+    if name == "cpu fused":
+        monkeypatch.setattr(expert_matmul, "_TILE", 1)
     w = every_code(np.array([24, 100, 127, 150, 230]))
     dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")))[1]
-    matmul = jax.jit(MATMULS[name])
+    matmul = jax.jit(MATMULS[name.split()[0]])
     for k in range(0, 32, rows):
         picked = np.arange(k, k + rows) % 32
         x = jnp.asarray(np.eye(32, dtype=np.float32)[picked])

@@ -30,6 +30,8 @@ def _tiled(x_RD: jax.Array, w_OD: jax.Array) -> jax.Array:
     outputs, inputs = w_OD.shape
     tile = min(outputs, max(1, _TILE // inputs))
     tiles = -(-outputs // tile)
+    if tiles == 1:
+        return reference.dense(x_RD, w_OD.astype(jnp.float32))
 
     def body(index, y_RO):
         # The last tile is moved back to end with the weight; its overlap is written twice. Tied to

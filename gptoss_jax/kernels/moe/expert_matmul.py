@@ -145,7 +145,10 @@ _FLOAT16_FACTOR = 2.0**14
 def _packed_cpu(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
     # Products of bfloat16 rows and decoded weights are exact in float32.
     x_RK = x_RK.astype(jnp.float32) * _FLOAT16_FACTOR
-    form: Callable = _fused_rows if x_RK.shape[0] <= _FEW_ROWS else _tiled_planes
+    _, k, n = weight.shape
+    # A weight of one tile is as fast decoded first, and half the program to compile.
+    fused = x_RK.shape[0] <= _FEW_ROWS and k * n > _TILE
+    form: Callable = _fused_rows if fused else _tiled_planes
     return form(x_RK, weight, expert)
 
 
@@ -189,13 +192,17 @@ def _tiled_planes(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Arra
     columns = min(n, max(64, _TILE // k // 64 * 64))
     tiles = -(-n // columns)
 
-    def tile(index, y_RN):
-        # The last tile is moved back to end with the weight; its overlap is written twice.
-        start = jnp.minimum(index * columns, n - columns)
+    def product(start):
         blocks, scales = _slice(weight, expert, 0, k // GROUP, start, columns)
         scales = mxfp4.decode_scales(scales)[:, None]
         y = jnp.dot(low, (_low(blocks) * scales).reshape(k // 2, columns))
-        y = y + jnp.dot(high, (_high(blocks) * scales).reshape(k // 2, columns))
-        return lax.dynamic_update_slice_in_dim(y_RN, y, start, axis=1)
+        return y + jnp.dot(high, (_high(blocks) * scales).reshape(k // 2, columns))
 
+    def tile(index, y_RN):
+        # The last tile is moved back to end with the weight; its overlap is written twice.
+        start = jnp.minimum(index * columns, n - columns)
+        return lax.dynamic_update_slice_in_dim(y_RN, product(start), start, axis=1)
+
+    if tiles == 1:
+        return product(0)
     return lax.fori_loop(0, tiles, tile, jnp.zeros((x_RK.shape[0], n), jnp.float32))
