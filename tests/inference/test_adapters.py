@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import several
 from jax.sharding import NamedSharding
+from small import answers
 
 from gptoss_jax import sharding
 from gptoss_jax.checkpoint import peft
@@ -23,21 +24,11 @@ from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import TARGETS, Adapter
 from gptoss_jax.model.lora import Trained
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_pages")]
 
 CONFIG = several.CONFIG
 EIGHT = Slots(several.COUNT, several.RANK)
 NAMES = [f"a{number}" for number in range(several.COUNT)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_pages():
-    """Pages of 16 and chunks of at most 32."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("model.cache", "inference.scheduler"):
-            patch.setattr(f"gptoss_jax.{module}.PAGE", 16)
-        patch.setattr("gptoss_jax.inference.scheduler.WIDTHS", (8, 32))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +58,6 @@ def engine(directories) -> Engine:
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist()
-
-
-def answers(engine: Engine, asked: list[Request]) -> list[list[int]]:
-    made = [[] for _ in asked]
-    for index, tokens in engine.run(asked):
-        made[index] += tokens
-    return made
 
 
 @functools.cache

@@ -11,28 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import CONFIG
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.service import OverloadedError, Service, StoppedError
-from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
-
-CONFIG = Config(
-    num_layers=2,
-    num_experts=6,
-    experts_per_token=2,
-    hidden_size=64,
-    expert_width=96,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=160,
-    sliding_window=8,
-    rope_original_context=64,
-    max_context=96,
-)
 
 
 @pytest.fixture(scope="module")

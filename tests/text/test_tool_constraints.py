@@ -106,7 +106,7 @@ def test_a_tool_that_cannot_be_compiled_is_named_in_a_line(tokenizer, tool, mess
 def test_calls_of_random_walks_are_read_back(oracle):
     """Whatever a call's header was, both parsers find the function and arguments that are valid."""
     jsonschema = pytest.importorskip("jsonschema", reason="needs the oracle extra")
-    from openai_harmony import Role  # noqa: PLC0415
+    from openai_harmony import Role  # noqa: PLC0415 - of the oracle extra
 
     tokenizer = o200k_harmony()
     constraint = Constraint(tokenizer, None, tools=TOOLS[:2])

@@ -88,7 +88,7 @@ def allow(node: Element, attributes: Iterable[str], parts: Iterable[str]) -> Non
     Raises:
       GrammarError: it has another.
     """
-    unknown = [name for name in node.keys() if name not in {*attributes, "id"}]  # noqa: SIM118
+    unknown = [name for name in node.keys() if name not in {*attributes, "id"}]  # noqa: SIM118 - an Element is no dict
     if unknown:
         raise GrammarError(f"{shown(node)}: the attribute {unknown[0]} is not supported")
     known = {XS + part for part in parts}
