@@ -53,6 +53,11 @@ class Stream:
         """Of the tokens given and perhaps some more, where the request asks for them."""
         return [] if self.sequence is None else self.sequence.logprobs
 
+    @property
+    def cut_short(self) -> str | None:
+        """As of `Sequence`; None before the engine has taken the request."""
+        return None if self.sequence is None else self.sequence.cut_short
+
     def cancel(self) -> None:
         """Ends the request and the iteration; what it holds is free before the next device call.
 
