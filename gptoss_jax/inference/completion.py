@@ -3,13 +3,13 @@
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.checks import check_sampling
 from gptoss_jax.inference.engine import Engine, engine_for
 from gptoss_jax.inference.reading import TurnReader
-from gptoss_jax.inference.requests import Request, check_prompt, copies
+from gptoss_jax.inference.requests import Request, TokenLogprobs, check_prompt, copies
 from gptoss_jax.inference.runner import Timings
 from gptoss_jax.inference.service import Service
 from gptoss_jax.model.transformer import GptOss
@@ -56,6 +56,19 @@ class Completion:
     logprobs: list[dict[str, Any]] | None = None
 
 
+class Asked(Protocol):
+    """What a turn reads of its request under way: an engine's `Sequence`, a service's `Stream`."""
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]: ...
+
+    @property
+    def cut_short(self) -> str | None: ...
+
+
 class Turn:
     """An assistant turn under way: iterate for its text as it comes, then ask for `completion`.
 
@@ -87,7 +100,7 @@ class Turn:
         self._engine: Any = engine
         self._tokenizer = tokenizer
         self._reader = TurnReader(tokenizer, request.stop, raw=raw)
-        self._sequence: Any = engine.submit(request)
+        self._sequence: Asked = engine.submit(request)
         self._tokens: list[int] = []
         self._interrupted = False
 
