@@ -12,12 +12,13 @@ from gptoss_jax.model.config import Config
 def inverse_frequencies(config: Config) -> np.ndarray:
     """float32 [H/2] radians a position, blended by YaRN (arXiv 2309.00071, section 3.2).
 
-    float32 throughout, in the order transformers computes it: at position 131,071 one unit in the
-    last place of a frequency is 0.008 radians.
+    float32, in the order transformers computes it, after a correctly rounded power: at position
+    131,071 one unit in the last place of a frequency is 0.008 radians.
     """
     one = np.float32(1)
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    periods = np.power(np.float32(config.rope_theta), exponents)
+    # NumPy's vectorised float32 power is off by units in the last place on some processors.
+    periods = np.power(float(config.rope_theta), exponents.astype(float)).astype(np.float32)
     extrapolated = one / periods
     interpolated = one / (np.float32(config.rope_factor) * periods)
     low, high = ramp_bounds(config)

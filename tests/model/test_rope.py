@@ -1,6 +1,7 @@
 """Rotary positions against the published figures, and transformers where it is installed."""
 
 import dataclasses
+import decimal
 import math
 
 import jax
@@ -104,7 +105,8 @@ def test_frequencies_by_transformers_formula_with_an_exact_power(name):
     config = CONFIGS[name]
     half, one = config.head_dim // 2, np.float32(1)
     exponents = (np.arange(half) * 2).astype(np.float32) / np.float32(config.head_dim)
-    periods = (config.rope_theta ** exponents.astype(np.float64)).astype(np.float32)
+    theta = decimal.Decimal(config.rope_theta)
+    periods = np.float32([float(theta ** decimal.Decimal(float(e))) for e in exponents])
 
     def dim_of(rotations):
         ratio = config.rope_original_context / (rotations * 2 * math.pi)
