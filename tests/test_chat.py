@@ -119,15 +119,28 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(capsys):
 SAID = r"(compiled [^\r]*\r\n|\r\n)*(?!compiled )[^\r]{10,}"
 
 
+# A session's first process that opens a terminal is sent what is typed there: Ctrl-C is a signal.
+OF_ITS_TERMINAL = """
+import os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 class Terminal:
     """A chat on a pseudo-terminal: what a user sees and types."""
 
     def __init__(self, *words: str):
-        self.pid, self._end = pty.fork()
-        if self.pid == 0:
-            os.execve(
-                sys.executable, [*COMMAND, *words], os.environ | {"TERM": "dumb", "NO_COLOR": "1"}
-            )
+        self._end, chat_end = pty.openpty()
+        self._chat = subprocess.Popen(  # pytest's own process has threads: pty.fork is not for it
+            [sys.executable, "-c", OF_ITS_TERMINAL, *COMMAND[1:], *words],
+            stdin=chat_end,
+            stdout=chat_end,
+            stderr=chat_end,
+            start_new_session=True,
+            env=os.environ | {"TERM": "dumb", "NO_COLOR": "1"},
+        )
+        os.close(chat_end)
         self.seen = ""
 
     def type(self, text: str) -> None:
@@ -146,9 +159,9 @@ class Terminal:
     def close(self) -> int:
         """Ends the input; gives the exit code."""
         self.type("\x04")
-        _, status = os.waitpid(self.pid, 0)
+        code = self._chat.wait(60)
         os.close(self._end)
-        return os.waitstatus_to_exitcode(status)
+        return code
 
 
 def test_ctrl_c_on_a_terminal_stops_answers_and_nothing_else(tmp_path):
