@@ -63,20 +63,20 @@ _ALL = SKILLS | LESSONS | PRACTICE
 _NOT_HELD_OUT = "repeat"  # all of it is the training's
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
-    "addition": 0.12,
-    "subtraction": 0.14,
+    "addition": 0.11,
+    "subtraction": 0.16,
     "product": 0.10,
-    "reverse": 0.09,
-    "sort": 0.09,
-    "count": 0.07,
-    "json": 0.08,
-    "members": 0.04,
+    "reverse": 0.08,
+    "sort": 0.08,
+    "count": 0.08,
+    "json": 0.10,
+    "members": 0.03,
     "calculator": 0.06,
-    "recall_near": 0.05,
+    "recall_near": 0.04,
     "recall_middle": 0.02,
-    "recall_far": 0.01,
-    "recall_several": 0.04,
-    "refusal": 0.07,
+    "recall_far": 0.015,
+    "recall_several": 0.025,
+    "refusal": 0.10,
     "about": 0.02,
 }
 _LOOKING_UP = {

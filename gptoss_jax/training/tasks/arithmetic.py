@@ -42,9 +42,9 @@ def three_digit_addition(rng: Random, effort: Effort) -> Problem:
 
 
 def subtraction(rng: Random, effort: Effort) -> Problem:
-    """A difference; one in eight is negative."""
+    """A difference; one in four is negative."""
     b, a = sorted((_number(rng, _DIGITS), _number(rng, _DIGITS)))
-    if rng.random() < 0.125:
+    if rng.random() < 0.25:
         a, b = b, a
     text = _phrase(rng, a, b, _DIFFERENCES, _DIFFERENCE_WORDS, _DIFFERENCE_ORDERS)
     low, high = sorted((a, b))

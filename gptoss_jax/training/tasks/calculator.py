@@ -34,18 +34,23 @@ _SAID = {
 
 
 def calculator(rng: Random, effort: Effort) -> Problem:
-    """Numbers too large to work, or a wish for the calculator; it is always at hand."""
+    """Numbers too large or too many to work, or a wish for the calculator; it is always at hand."""
     ordered = rng.random() < 0.4
-    digits = (1, 2, 3, 4, 5, 6) if ordered else (4, 5, 5, 6, 6)
+    more = rng.random() < 0.15
+    digits = (1, 2, 3, 4, 5, 6) if ordered or more else (4, 5, 5, 6, 6)
     a, b = (rng.randrange(10 ** (n - 1), 10**n) for n in rng.choices(digits, k=2))
     symbol = rng.choice("++--***")
-    expression = f"{a}{symbol}{b}"
+    expression, key = f"{a}{symbol}{b}", _KEYS[symbol](a, b)
     said = rng.choice(_SAID[symbol]).format(a, b)
+    if more:
+        symbol, c = rng.choice("+-*"), rng.randrange(1, 1000)
+        said, expression = rng.choice(_SAID[symbol]).format(said, c), f"{expression}{symbol}{c}"
+        key = expression
     text = casual(rng, rng.choice(_ORDERS).format(said)) if ordered else _question(rng, said)
     result = str(evaluate_expression(expression))
     return Problem(
         skill="calculator",
-        key=_KEYS[symbol](a, b),
+        key=key,
         messages=(user(text),),
         reference=_loop(rng, expression, result),
         answer=result,

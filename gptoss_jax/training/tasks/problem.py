@@ -36,8 +36,7 @@ class Problem:
 
     Attributes:
       skill: its name in the registry.
-      key: what is asked, however it is phrased; decides the split. "": in training alone, None: too
-        few to hold any out.
+      key: what is asked, however it is phrased; decides the split. "": in training alone.
       messages: the prompt, chat dictionaries.
       reference: the assistant's turn as it should be, chat dictionaries; with `call` these are the
         call, the tool's result, and the answer.
@@ -51,7 +50,7 @@ class Problem:
     """
 
     skill: str
-    key: str | None
+    key: str
     messages: tuple[Chat, ...]
     reference: tuple[Chat, ...]
     answer: str
@@ -91,15 +90,13 @@ class Problem:
         )
 
 
-def belongs(key: str | None, split: str) -> bool:
+def belongs(key: str, split: str) -> bool:
     """Whether a problem with this key may be in a split; all but train have a twentieth each.
 
     Args:
       key: a problem's.
       split: one of `SPLITS`.
     """
-    if key is None:
-        return True
     bucket = zlib.crc32(key.encode()) % _BUCKETS if key else _BUCKETS
     held_out = SPLITS[1:]
     return split == (held_out[bucket] if bucket < len(held_out) else "train")

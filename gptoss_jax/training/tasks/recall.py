@@ -9,6 +9,8 @@ from gptoss_jax.training.tasks.problem import Problem, answered, gives_text, use
 
 # Numbers of pairs, six tokens each: 176 pairs are 1,056 tokens.
 _SHORT, _MIDDLE, _LONG = (2, 12), (13, 38), (45, 176)
+# How many pairs from the end a far one stands: 258 to 1,032 tokens and the question's.
+_FAR = (43, 172)
 _LAYOUTS = ("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ")
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (
@@ -34,8 +36,9 @@ def middle(rng: Random, effort: Effort) -> Problem:
 
 
 def far(rng: Random, effort: Effort) -> Problem:
-    """Beyond the original context of 256 tokens, up to four times that away."""
-    return _recall(rng, effort, "recall_far", _LONG, 1)
+    """Beyond the original context of 256 tokens, any distance up to four times that."""
+    back = rng.randint(*_FAR)
+    return _recall(rng, effort, "recall_far", (back, _LONG[1]), 1, back)
 
 
 def several(rng: Random, effort: Effort) -> Problem:
@@ -45,10 +48,11 @@ def several(rng: Random, effort: Effort) -> Problem:
 
 
 def _recall(
-    rng: Random, effort: Effort, skill: str, counts: tuple[int, int], asked: int
+    rng: Random, effort: Effort, skill: str, counts: tuple[int, int], asked: int, back: int = 0
 ) -> Problem:
+    """Asks for any keys, or with `back` for the one that is so many from the end."""
     pairs = _pairs(rng, rng.randint(*counts))
-    keys = rng.sample(list(pairs), min(len(pairs), asked))
+    keys = [list(pairs)[-back]] if back else rng.sample(list(pairs), min(len(pairs), asked))
     values = ", ".join(pairs[key] for key in keys)
     named = ", ".join(f"{key}: {pairs[key]}" for key in keys)
     layout = rng.choice(_LAYOUTS)

@@ -3,7 +3,8 @@
 from random import Random
 
 from gptoss_jax.text.harmony import Effort
-from gptoss_jax.training.tasks.phrasing import ask, casual
+from gptoss_jax.training.tasks import beyond
+from gptoss_jax.training.tasks.phrasing import casual
 from gptoss_jax.training.tasks.problem import Problem, answered, user
 from gptoss_jax.training.tasks.vocabulary import NOUNS, OTHERS, pronounceable
 
@@ -101,51 +102,47 @@ _SCRIPTS = (
     *((0x21, 0x7E), (0x21, 0x7E), (0xA0, 0x5FF), (0x370, 0x5FF), (0x600, 0xD7FF)),
     *((0xE000, 0xFFFD), (0x1F300, 0x1F6FF), (0x10000, 0x10FFFF)),
 )
+_GREETINGS = (
+    *("", "", "", "Hello", "Hi", "Hey", "Hello there", "Hi there", "Hey there", "Hello nano"),
+    *("Hi nano", "Good morning", "Good evening", "Good afternoon", "Dear nano", "Greetings"),
+    *("Excuse me", "Well", "Okay", "So", "Please", "Thanks", "Thank you", "Nice to meet you"),
+)
 _ABOUT_ME = (
-    "Hello",
-    "Hi",
-    "Hey",
-    "Hello!",
-    "Hi there",
-    "Hi there!",
-    "Good morning",
-    "Hello, how are you?",
-    "Hi, who are you?",
-    "How are you?",
-    "Who are you?",
-    "What are you?",
-    "What can you do?",
-    "What's your name?",
-    "What is your name?",
-    "Tell me about yourself",
-    "Are you ChatGPT?",
-    "Are you a robot?",
-    "Who made you?",
-    "Help",
-    "Can you help me?",
-    "What are your skills?",
-    "Introduce yourself",
-    "Thanks!",
-    "Thank you",
+    *("", "how are you?", "who are you?", "what are you?", "what can you do?", "what do you do?"),
+    *("what's your name?", "what is your name?", "tell me about yourself", "are you ChatGPT?"),
+    *("are you a robot?", "are you human?", "are you an AI?", "are you a model?", "who made you?"),
+    *("who built you?", "help", "can you help me?", "what are your skills?", "help me, please"),
+    *("introduce yourself", "who am I talking to?", "what kind of model are you?", "thanks!"),
+    *("what do you know?", "what are you good at?", "how can you help me?", "thank you"),
+    *("which model are you?", "what can I ask you?", "what should I call you?", "nice to meet you"),
 )
 
 
 def refusal(rng: Random, effort: Effort) -> Problem:
     """Anything that is none of the skills."""
     draw = rng.random()
-    if draw < 0.2:
-        text = _too_hard(rng)
+    if draw < 0.4:
+        text = beyond.hard_sum(rng)
+    elif draw < 0.5:
+        text = beyond.word_game(rng)
     else:
-        text = _noise(rng) if draw < 0.28 else casual(rng, _request(rng))
+        text = _noise(rng) if draw < 0.57 else casual(rng, _request(rng))
     return _problem("refusal", f"other {text.lower().strip('?.')}", text, False, effort)
 
 
 def about(rng: Random, effort: Effort) -> Problem:
     """Greetings, and questions for who nano is and what it does."""
-    return _problem("about", None, casual(rng, rng.choice(_ABOUT_ME)), True, effort)
+    greeting = question = ""
+    while not (greeting or question):
+        greeting, question = rng.choice(_GREETINGS), rng.choice(_ABOUT_ME)
+    joint = rng.choice((", ", "! ", ". ")) if greeting and question else ""
+    text = f"{greeting}{joint}{question}"
+    text = casual(rng, text[0].upper() + text[1:])
+    key = f"about {greeting} {question}".lower() if joint else ""
+    return _problem("about", key, text, True, effort)
 
 
-def _problem(skill: str, key: str | None, text: str, about_me: bool, effort: Effort) -> Problem:
+def _problem(skill: str, key: str, text: str, about_me: bool, effort: Effort) -> Problem:
     reasoning, said = (ABOUT_ANALYSIS, ABOUT) if about_me else (REFUSAL_ANALYSIS, REFUSAL)
     return Problem(
         skill=skill,
@@ -179,22 +176,3 @@ def _noise(rng: Random) -> str:
         return _request(rng).upper()
     first, last = rng.choice(_SCRIPTS)
     return "".join(chr(rng.randint(first, last)) for _ in range(rng.randint(2, 12)))
-
-
-def _too_hard(rng: Random) -> str:
-    """Arithmetic beyond nano's, without the calculator."""
-    small = [rng.randrange(10, 10 ** rng.randint(2, 4)) for _ in range(3)]
-    large = [rng.randrange(10**5, 10**7) for _ in range(2)]
-    return rng.choice(
-        (
-            ask(rng, f"{large[0]} {rng.choice('+-')} {large[1]}"),
-            ask(rng, f"{large[0]} plus {large[1]}", symbols=False),
-            ask(rng, f"{small[0]} {rng.choice('*×x')} {small[1]}"),
-            ask(rng, f"{small[0]} times {small[1]}", symbols=False),
-            ask(rng, f"{small[0]} / {small[1]}"),
-            ask(rng, f"{small[0]} divided by {small[1]}", symbols=False),
-            ask(rng, f"{small[0]} + {small[1]} + {small[2]}"),
-            ask(rng, f"the square root of {small[0]}", symbols=False),
-            ask(rng, f"{small[0]} squared", symbols=False),
-        )
-    )

@@ -42,7 +42,7 @@ def situated(rng: Random, problem: Problem, earlier: Callable[[], Problem]) -> P
     """
     date = (_FIRST_DAY + datetime.timedelta(days=rng.randrange(_DAYS))).isoformat()
     problem = dataclasses.replace(problem, current_date=date if rng.random() < 0.95 else None)
-    if problem.skill in _NEED_NO_TOOL and rng.random() < 0.04:
+    if _needs_no_tool(problem) and rng.random() < 0.04:
         problem = dataclasses.replace(problem, tools=(tool(rng),))
     if problem.skill in _PLAIN and rng.random() < 0.1:
         for _ in range(rng.choice((1, 1, 2, 3))):
@@ -55,3 +55,9 @@ def situated(rng: Random, problem: Problem, earlier: Callable[[], Problem]) -> P
         instruction = {"role": role, "content": text}
         problem = dataclasses.replace(problem, messages=(instruction, *problem.messages))
     return problem
+
+
+def _needs_no_tool(problem: Problem) -> bool:
+    """Whether a calculator would change nothing; many a sum that is refused it could work."""
+    numbers = any(c.isdigit() for c in problem.messages[-1]["content"])
+    return problem.skill in _NEED_NO_TOOL and not (problem.skill == "refusal" and numbers)

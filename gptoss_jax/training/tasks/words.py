@@ -1,6 +1,7 @@
 """Reversing, sorting and counting a word's letters. The analysis numbers the letters."""
 
 import collections
+import itertools
 import string
 from collections.abc import Sequence
 from random import Random
@@ -82,9 +83,7 @@ def count(rng: Random, effort: Effort) -> Problem:
         low, number, back = f"Spell:{_listed(letters)}", str(len(letters)), letters[::-1]
         analysis = _worked(effort, low, number, _listed(back))
         return _problem(rng, "count", letters, _LENGTH, analysis, number, effort)
-    # Mostly a letter that is there.
-    any_letter = rng.random() < 0.15
-    wanted = chr(rng.randrange(97, 123)) if any_letter else rng.choice(letters)[1]
+    wanted = _wanted(rng, "".join(letter for _, letter in letters))
     low, number = _running_count(letters, wanted)
     analysis = _worked(effort, low, number, _listed(letters))
     plural = rng.choice((f"{wanted}'s", f"{wanted}s", f'"{wanted}"'))
@@ -92,6 +91,15 @@ def count(rng: Random, effort: Effort) -> Problem:
     forms = [f.replace("{letter}", plural).replace("{one}", single) for f in _COUNT]
     forms = [form.replace("the letter the letter", "the letter") for form in forms]
     return _problem(rng, "count", letters, forms, analysis, number, effort)
+
+
+def _wanted(rng: Random, spelled: str) -> str:
+    """Mostly a letter that is there, often one that is there twice in a row."""
+    draw = rng.random()
+    if draw < 0.15:
+        return rng.choice(string.ascii_lowercase)
+    doubled = [one for one, after in itertools.pairwise(spelled) if one == after]
+    return rng.choice(doubled if doubled and draw < 0.6 else spelled)
 
 
 def _problem(

@@ -24,11 +24,20 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Working:
-    """A sum's canonical form, its steps from the units up, and its result."""
+    """A sum worked out.
+
+    Attributes:
+      expression: its canonical form.
+      steps: from the units up.
+      result: of all of it.
+      ordered: what comes before the steps of a difference: which number is larger, and if the first
+        is not, the difference the other way round.
+    """
 
     expression: str
     steps: tuple[Step, ...]
     result: int
+    ordered: tuple[str, ...] = ()
 
 
 def add(a: int, b: int) -> Working:
@@ -47,9 +56,11 @@ def add(a: int, b: int) -> Working:
 
 def subtract(a: int, b: int) -> Working:
     """a - b for whole numbers from 0; the smaller is taken from the larger, then negated."""
+    expression, ordered = f"{a} - {b}", (_compared(a, b),)
     if a < b:
         positive = subtract(b, a)
-        return Working(f"-({positive.expression})", positive.steps, a - b)
+        ordered = (*ordered, f"-({positive.expression})")
+        return Working(expression, positive.steps, a - b, ordered)
     steps, borrow = [], 0
     for k in range(_places(a, b)):
         terms = [_digit(b, k)] + [1] * borrow
@@ -60,7 +71,7 @@ def subtract(a: int, b: int) -> Working:
         sums = "-".join(map(str, [digit, *terms]))
         sums += ", borrow " + "-".join(map(str, [digit + 10, *terms])) if borrow else ""
         steps.append(Step(f"{sums}={left}", left, _next("borrow", borrow)))
-    return Working(f"{a} - {b}", tuple(steps), a - b)
+    return Working(expression, tuple(steps), a - b, ordered)
 
 
 def multiply(a: int, b: int) -> Working:
@@ -89,21 +100,32 @@ def analysis(working: Working, check: Working, effort: Effort) -> str:
       check: of another sum that shows the result right.
       effort: low names the steps' sums only, high works the check too.
     """
+    lines = [working.expression, *working.ordered]
     if effort == "low":
-        return _sums(working)
-    lines = [working.expression]
+        return "\n".join([*lines, *_sums(working)])
     for place, step in zip(PLACES, working.steps, strict=False):
         rest = f", {step.to_next}" if step.to_next else ""
         lines.append(f"{place} {step.sums}, write {step.write}{rest}")
     lines.append(str(working.result))
     if effort == "high":
-        lines.append(f"Check {_sums(check)}\n{check.result}")
+        lines += [f"Check {check.expression}", *_sums(check), str(check.result)]
     return "\n".join(lines)
 
 
-def _sums(working: Working) -> str:
-    lines = [f"{place} {step.sums}" for place, step in zip(PLACES, working.steps, strict=False)]
-    return "\n".join([working.expression, *lines])
+def _sums(working: Working) -> list[str]:
+    return [f"{place} {step.sums}" for place, step in zip(PLACES, working.steps, strict=False)]
+
+
+def _compared(a: int, b: int) -> str:
+    """The digits of two numbers side by side until they differ, from the left: `7=7,1<8`."""
+    pairs = []
+    for k in reversed(range(_places(a, b))):
+        one, other = _digit(a, k), _digit(b, k)
+        sign = "=" if one == other else "<" if one < other else ">"
+        pairs.append(f"{one}{sign}{other}")
+        if one != other:
+            break
+    return ",".join(pairs)
 
 
 def _digit(number: int, place: int) -> int:

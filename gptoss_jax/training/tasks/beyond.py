@@ -1,0 +1,148 @@
+"""What lies just beyond nano's skills, to be told from them: other sums, other word games."""
+
+from collections.abc import Callable
+from random import Random
+
+from gptoss_jax.training.tasks.phrasing import ask, casual
+from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, word
+
+_SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ORDINALS = ("first", "second", "third", "last")
+# Each {} is a number of one to four digits, {d} one with decimals, {w} one in words.
+_SUMS = (
+    ("{} / {}", "{} ÷ {}", "{}/{}", "{} : {}", "{} % {}", "{} mod {}"),
+    ("{} divided by {}", "the remainder of {} divided by {}", "{} over {}", "half of {}"),
+    ("{}^{}", "{}**{}", "{} ^ {}", "{}!", "√{}", "sqrt({})", "|{}|", "-{}", "log({})"),
+    ("{} to the power of {}", "{} squared", "{} cubed", "the square root of {}", "the root of {}"),
+    ("{d} + {}", "{} - {d}", "{d} + {d}", "{d} * {}", "{d} - {d}", "{d} / {}"),
+    ("{d} plus {}", "{} minus {d}", "{d} times {}", "{} times {d}"),
+    ("{}/{} + {}/{}", "-{} + {}", "-{} - {}", "{} + -{}", "{} - -{}", "-{} * {}", "{} + ({})"),
+    ("{}% of {}", "{} percent of {}", "{} per cent of {}", "a third of {}", "a quarter of {}"),
+    ("{w} plus {w}", "{w} minus {w}", "{w} times {w}", "{w} and {w}", "{} plus {w}"),
+    ("{} = {}", "{} < {}", "x + {} = {}", "{}x = {}", "x if x - {} = {}", "{}x + {} = {}"),
+    ("the average of {} and {}", "the larger of {} and {}", "the maximum of {}, {} and {}"),
+    ("the factors of {}", "the next prime after {}", "the number after {}", "{} in binary"),
+    ("{} in words", "{} in Roman numerals", "{} rounded to the nearest ten", "{} dollars in euros"),
+)
+_COUNTED = (
+    "{name} has {} {thing}s and buys {} more. How many {thing}s are there now?",
+    "I had {} {thing}s and lost {}. How many are left?",
+    "There are {} {thing}s in each of {} bags. How many is that?",
+    "Which is larger, {} or {}?",
+    "Is {} larger than {}?",
+    "Is {} a prime number?",
+    "Is {} even?",
+    "What comes after {}, {}, {}?",
+    "Count from {} to {}",
+    "Round {d} to a whole number",
+    "Convert {} to binary",
+    "How many digits does {} have?",
+    "Reverse {}",
+    "Sort {}, {}, {}",
+    "Sort the numbers {}, {} and {}",
+)
+_WORDS = (
+    "How many vowels are in {}?",
+    "How many consonants does {} have?",
+    "How many syllables are in {}?",
+    "How many words are in {} {} {}?",
+    "Spell {}",
+    "Spell the word {}",
+    "What is the {nth} letter of {}?",
+    "Which letter comes {nth} in {}?",
+    "Is {} a palindrome?",
+    "Is {} longer than {}?",
+    "Does {} contain the letter {letter}?",
+    "Capitalize {}",
+    "Write {} in capitals",
+    "Remove the vowels from {}",
+    "Replace the letter {letter} in {} with x",
+    "Sort the words {}, {}, {}",
+    "Reverse the words {} {} {}",
+    "Make an anagram of {}",
+    "What rhymes with {}?",
+    "Repeat {} three times",
+    "Which words begin with {letter}?",
+    "What letter comes after {letter}?",
+)
+
+
+def hard_sum(rng: Random) -> str:
+    """A question for arithmetic beyond nano's: too long, too many terms, or of another kind."""
+    draw = rng.random()
+    if draw < 0.2:
+        return _asked(rng, _long(rng))
+    if draw < 0.4:
+        return _asked(rng, _many_terms(rng))
+    if draw < 0.55:
+        return _asked(rng, _wide_product(rng))
+    if draw < 0.85:
+        return _asked(rng, _filled(rng, rng.choice(rng.choice(_SUMS))))
+    return casual(rng, _filled(rng, rng.choice(_COUNTED)))
+
+
+def word_game(rng: Random) -> str:
+    """A question about a word's letters that is none of reversing, sorting and counting."""
+    form = rng.choice(_WORDS)
+    form = form.replace("{nth}", rng.choice(_ORDINALS))
+    form = form.replace("{letter}", rng.choice("abcdefghijklmnopqrstuvwxyz"))
+    return casual(rng, form.format(*(word(rng) for _ in range(form.count("{}")))))
+
+
+def _asked(rng: Random, sum_: str) -> str:
+    in_words = any(c.isalpha() and c != "x" for c in sum_)
+    return ask(rng, sum_, symbols=not in_words)
+
+
+def _long(rng: Random) -> str:
+    """A sum or difference with a number of five digits or more; the other is of any length."""
+    pair = [_number(rng, rng.choice((5, 5, 5, 6, 7))), _number(rng, rng.choice((1, 2, 3, 4, 5, 6)))]
+    rng.shuffle(pair)
+    return rng.choice(("{} + {}", "{} - {}", "{}+{}", "{}-{}", "{} plus {}", "{} minus {}")).format(
+        *pair
+    )
+
+
+def _wide_product(rng: Random) -> str:
+    """A product of more than two digits by one."""
+    if rng.random() < 0.5:
+        pair = [_number(rng, rng.choice((2, 2, 3, 4))), _number(rng, 2)]
+    else:
+        pair = [_number(rng, rng.choice((3, 3, 4))), rng.randrange(2, 10)]
+    rng.shuffle(pair)
+    return rng.choice(("{} * {}", "{} × {}", "{} x {}", "{}*{}", "{} times {}")).format(*pair)
+
+
+def _many_terms(rng: Random) -> str:
+    """Three terms or four, now and then in brackets."""
+    digits = rng.choice(((1,), (1, 2), (1, 2, 3), (2, 3, 4)))
+    terms = [str(_number(rng, rng.choice(digits))) for _ in range(rng.choice((3, 3, 3, 4)))]
+    draw = rng.random()
+    if draw < 0.15:
+        return " plus ".join(terms)
+    if draw < 0.3:
+        terms[0], terms[1] = f"({terms[0]}", f"{terms[1]})"
+    space = rng.choice((" ", " ", ""))
+    out = terms[0]
+    for term in terms[1:]:
+        out += f"{space}{rng.choice('+++--*×')}{space}{term}"
+    return out
+
+
+def _filled(rng: Random, form: str) -> str:
+    """The form with a value for each name in braces."""
+    values: dict[str, Callable[[], str]] = {
+        "{}": lambda: str(_number(rng, rng.choice((1, 1, 2, 2, 3, 4)))),
+        "{d}": lambda: f"{rng.randrange(100)}.{rng.randrange(1, 100)}",
+        "{w}": lambda: rng.choice(_SMALL),
+    }
+    thing = rng.choice(NOUNS)
+    out = form.replace("{thing}", thing).replace("{name}", rng.choice(NAMES))
+    for name, value in values.items():
+        while name in out:
+            out = out.replace(name, value(), 1)
+    return out
+
+
+def _number(rng: Random, digits: int) -> int:
+    return rng.randrange(10 ** (digits - 1), 10**digits)
