@@ -5,8 +5,8 @@ and rows of the vocabulary, and names here what is to be summed or gathered. Out
 the same code is the single-device model, and every function here leaves its argument alone.
 
     data      the batch; parameters are replicated over it
-    fsdp      in training, the batch too; experts where their number divides, and every other
-              weight: a layer gathers its own as it begins
+    fsdp      in training, the batch too, the experts, and every other weight: a layer gathers its
+              own as it begins
     context   the tokens of a long prompt, in prefill
     expert    the experts; with `tensor` also attention heads and the vocabulary
     tensor    as `expert`, and the experts too where their number divides
@@ -32,7 +32,7 @@ AXES = ("data", "fsdp", "context", "expert", "tensor")
 Axes = tuple[str, ...]
 # What heads and vocabulary may be split over, and experts, the best first.
 _MODEL_AXES: tuple[Axes, ...] = (("expert", "tensor"), ("expert",), ("tensor",), ())
-_EXPERT_AXES = (("fsdp", "expert", "tensor"), ("fsdp", "expert"), *_MODEL_AXES)
+_EXPERT_AXES = (("fsdp", "expert", "tensor"), ("fsdp", "expert"), ("fsdp", "tensor"), ("fsdp",), ())
 
 # The dimensions of each parameter that are split, by the fields of `Split`.
 _PARAMETERS: dict[str, tuple[str | None, ...]] = {
@@ -49,17 +49,13 @@ _PARAMETERS: dict[str, tuple[str | None, ...]] = {
     "sinks_N": ("heads",),
     "w_router_ED": (None, "fsdp"),
     "b_router_E": (),
-    # Packed: blocks [E, K/2, N] have the experts first as the scales [E K/32, N] do.
-    "w_gate_up_EDF": ("experts", None, "expert_columns"),
+    # Packed blocks [E, K/2, N] have the experts first, as scales [E K/32, N] and factors do.
+    "w_gate_up_EDF": ("experts",),
     "b_gate_up_EF": ("experts",),
-    "w_down_EFD": ("experts", None, "expert_columns"),
+    "w_down_EFD": ("experts",),
     "b_down_ED": ("experts",),
     "scale_D": (),
 }
-# Of scales, which have one axis less.
-_SCALES = ("experts", "expert_columns")
-# What a layer gathers as it begins.
-_GATHERED = ("fsdp", "expert_columns")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +71,6 @@ class Split:
         then computes the one its query heads need.
       vocab: rows of the embedding and the unembedding.
       experts: whole experts; axes that split the batch too come first.
-      expert_columns: the outputs of an expert's weights, where `experts` leaves `fsdp` unused.
     """
 
     batch: Axes = ()
@@ -85,7 +80,6 @@ class Split:
     kv_heads: Axes = ()
     vocab: Axes = ()
     experts: Axes = ()
-    expert_columns: Axes = ()
 
 
 def split_of(config: Config, shape: Mapping[str, int]) -> Split:
@@ -112,7 +106,6 @@ def split_of(config: Config, shape: Mapping[str, int]) -> Split:
         kv_heads=heads if config.num_kv_heads % ways(heads) == 0 else (),
         vocab=first(lambda n: config.vocab_size % n == 0),
         experts=experts,
-        expert_columns=() if "fsdp" in experts else fsdp,
     )
 
 
@@ -174,10 +167,10 @@ def whole(module: Any, config: Config) -> Any:
         return module
 
     def gather(path, x):
-        dims = _dims(keystr(path, simple=True, separator="."), x.ndim)
+        dims = _dims(keystr(path, simple=True, separator="."))
         for axis, dim in enumerate(dims):
-            if dim in _GATHERED:
-                x = gathered(x, getattr(split, dim), axis)
+            if dim == "fsdp":
+                x = gathered(x, split.fsdp, axis)
         return x
 
     return tree_map_with_path(gather, module)
@@ -291,11 +284,12 @@ def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
     context = shape.get("context", 1)
     if context & (context - 1):
         return f"context={context} does not divide a chunk of a prompt, which is a power of two"
+    if math.gcd(config.hidden_size, config.num_experts) % fsdp:
+        return (
+            f"fsdp={fsdp} does not divide both a width of {config.hidden_size} and "
+            f"{config.num_experts} experts"
+        )
     split = split_of(config, shape)
-    columns = 2 * config.expert_width if split.expert_columns else 0
-    if math.gcd(config.hidden_size, columns) % fsdp:
-        widths = f"both {config.hidden_size} and {columns}" if columns else config.hidden_size
-        return f"fsdp={fsdp} does not divide {widths}"
     if tensor > 1 and "tensor" not in split.heads + split.experts:
         return (
             f"tensor={tensor} divides neither what expert={expert} leaves of "
@@ -322,34 +316,31 @@ def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dic
 # --- PartitionSpecs ------------------------------------------------------------------------------
 
 
-def parameter_spec(path: str, split: Split, ndim: int) -> P:
+def parameter_spec(path: str, split: Split) -> P:
     """Of the parameter at "layers.3.attention.w_q_AD", or of one array of it if it has several."""
-    axes = [getattr(split, dim) or None if dim else None for dim in _dims(path, ndim)]
+    axes = [getattr(split, dim) or None if dim else None for dim in _dims(path)]
     while axes and axes[-1] is None:
         axes.pop()
     return P(*axes)
 
 
-def _dims(path: str, ndim: int) -> tuple[str | None, ...]:
+def _dims(path: str) -> tuple[str | None, ...]:
     parts = path.split(".")
     (name,) = [part for part in parts if part in _PARAMETERS]
     dims = _PARAMETERS[name]
     if parts[-1] == "key":  # of an adapter's dropout
         return ()
-    if parts[-1] in ("a", "b"):
-        # An adapter's factors, [r, inputs] and [r, outputs]; of experts with E before them.
-        of_a = parts[-1] == "a"
-        if len(dims) == 3:
-            return dims[0], None, dims[1 if of_a else 2]
-        return None, dims[1 if of_a else 0]
-    return _SCALES if len(dims) == 3 and ndim == 2 else dims
+    if parts[-1] in ("a", "b") and "experts" not in dims:
+        # An adapter's factors, [r, inputs] and [r, outputs].
+        return None, dims[1 if parts[-1] == "a" else 0]
+    return dims
 
 
 def parameter_specs(model: Any, split: Split) -> Any:
     """A tree like the model's, of PartitionSpecs."""
 
-    def spec(path, leaf) -> P:
-        return parameter_spec(keystr(path, simple=True, separator="."), split, leaf.ndim)
+    def spec(path, _) -> P:
+        return parameter_spec(keystr(path, simple=True, separator="."), split)
 
     return tree_map_with_path(spec, model)
 

@@ -26,9 +26,7 @@ def apply_adapter(model: GptOss, trained: Trained) -> GptOss:
     def put(path: str, value) -> jax.Array:
         if mesh is None:
             return jax.device_put(value, first)
-        return jax.device_put(
-            value, NamedSharding(mesh, sharding.parameter_spec(path, split, value.ndim))
-        )
+        return jax.device_put(value, NamedSharding(mesh, sharding.parameter_spec(path, split)))
 
     values = {path: put(path, value) for path, value in trained.values.items()}
     return lora.attach(model, trained.adapter, values)

@@ -121,7 +121,7 @@ def _load(reading: Reading, model: GptOss, mesh: jax.sharding.Mesh | None) -> _L
     likes, treedef = jax.tree.flatten(param.get_value())
     path = reading.path
     targets = [
-        target_for(like, format_of(path, like, _sharding(path, like, model, mesh)), reading.rows)
+        target_for(like, format_of(path, like, _sharding(path, model, mesh)), reading.rows)
         for like in likes
     ]
 
@@ -131,10 +131,8 @@ def _load(reading: Reading, model: GptOss, mesh: jax.sharding.Mesh | None) -> _L
     return _Load(reading, targets, finish)
 
 
-def _sharding(
-    path: str, like: jax.ShapeDtypeStruct, model: GptOss, mesh: jax.sharding.Mesh | None
-) -> Sharding:
+def _sharding(path: str, model: GptOss, mesh: jax.sharding.Mesh | None) -> Sharding:
     if mesh is None:
         return SingleDeviceSharding(jax.devices()[0])
     split = split_of(model.config, dict(mesh.shape))
-    return NamedSharding(mesh, parameter_spec(path, split, len(like.shape)))
+    return NamedSharding(mesh, parameter_spec(path, split))

@@ -106,7 +106,7 @@ class Adapters:
         (self._device, *_) = model.embedding_VD[...].devices()
         self._paths = tuple(shapes)
         empty = {
-            path: jnp.zeros(shape, model.dtype, device=self._where(path, len(shape)))
+            path: jnp.zeros(shape, model.dtype, device=self._where(path))
             for path, shape in shapes.items()
         }
         self.model = lora.attach(model, room, empty)
@@ -219,13 +219,13 @@ class Adapters:
 
     def _placed(self, path: str, value: np.ndarray) -> jax.Array:
         # As `device_put`, which has processes compare what they have.
-        where = self._where(path, value.ndim)
+        where = self._where(path)
         return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
 
-    def _where(self, path: str, ndim: int) -> jax.sharding.Sharding:
+    def _where(self, path: str) -> jax.sharding.Sharding:
         if self._mesh is None:
             return jax.sharding.SingleDeviceSharding(self._device)
-        return NamedSharding(self._mesh, sharding.parameter_spec(path, self._split, ndim))
+        return NamedSharding(self._mesh, sharding.parameter_spec(path, self._split))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -44,7 +44,7 @@ def placed(model: GptOss, mesh: Mesh) -> GptOss:
 
     def place(path, like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         dotted = keystr(path, simple=True, separator=".")
-        where = NamedSharding(mesh, parameter_spec(dotted, split, len(like.shape)))
+        where = NamedSharding(mesh, parameter_spec(dotted, split))
         return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=format_of(dotted, like, where))
 
     return tree_map_with_path(place, model)

@@ -98,7 +98,7 @@ def count_training(
     if adapter is None:
         return Bytes(weights, kv_cache=0, decode_minimum=None, optimizer=2 * weights)
     adapters = sum(
-        4 * math.prod(sizes) // _parts(sharding.parameter_spec(path, split, len(sizes)), ways)
+        4 * math.prod(sizes) // _parts(sharding.parameter_spec(path, split), ways)
         for path, sizes in lora.trained_shapes(model, adapter).items()
     )
     return Bytes(weights, 0, None, adapters=adapters, optimizer=2 * adapters)
@@ -170,7 +170,7 @@ def _parameter_bytes(model: GptOss, split: sharding.Split, ways) -> dict[str, in
     found = {}
     for path, leaf in tree_leaves_with_path(model):
         dotted = keystr(path, simple=True, separator=".")
-        spec = sharding.parameter_spec(dotted, split, leaf.ndim)
+        spec = sharding.parameter_spec(dotted, split)
         name = dotted.replace(".value", "")
         found[name] = leaf.size * leaf.dtype.itemsize // _parts(spec, ways)
     return found

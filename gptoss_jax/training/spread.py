@@ -21,7 +21,7 @@ from gptoss_jax.training.settings import Settings
 
 
 def choose_mesh(config: Settings, sizes: Config, asked: str | None) -> Mesh | None:
-    """The mesh of `--mesh`, else as many devices on `fsdp` as the rows of a batch are divided by.
+    """The mesh of `--mesh`, else `default_shape` of all devices.
 
     Args:
       config: the training config.
@@ -45,11 +45,12 @@ def choose_mesh(config: Settings, sizes: Config, asked: str | None) -> Mesh | No
 
 
 def default_shape(config: Settings, sizes: Config, devices: int) -> dict[str, int]:
-    """Everything on `fsdp` as far as rows and weights divide, the rest unused."""
+    """As much as rows and weights divide by on `fsdp`, then on `expert`; the rest unused."""
     rows = config.batch_size // config.accumulation
-    widths = (rows, sizes.hidden_size, 2 * sizes.expert_width)
-    fsdp = max(n for n in range(1, devices + 1) if not math.gcd(*widths) % n)
-    return {"fsdp": fsdp} if fsdp > 1 else {}
+    numbers = math.gcd(rows, sizes.hidden_size, sizes.num_experts)
+    fsdp = max(n for n in range(1, devices + 1) if numbers % n == 0)
+    expert = max(n for n in range(1, devices // fsdp + 1) if sizes.num_experts // fsdp % n == 0)
+    return {axis: n for axis, n in (("fsdp", fsdp), ("expert", expert)) if n > 1}
 
 
 def check(config: Settings, sizes: Config, shape: Mapping[str, int]) -> None:
@@ -76,7 +77,7 @@ def state_shardings(state: Any, sizes: Config, mesh: Mesh | None) -> Any:
         keys = [key.key for key in path if isinstance(key, DictKey)]
         if not keys or not leaf.ndim:
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, sharding.parameter_spec(keys[-1], split, leaf.ndim))
+        return NamedSharding(mesh, sharding.parameter_spec(keys[-1], split))
 
     return tree_map_with_path(where, state)
 

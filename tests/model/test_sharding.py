@@ -39,7 +39,7 @@ CONFIG = Config(
 GOLDEN = Path(__file__).parent / "sharding_golden.json"
 GOLDEN_MESHES = (
     *("expert=8", "expert=4,tensor=2", "data=2,expert=32,tensor=2", "expert=128"),
-    *("fsdp=4,expert=8", "fsdp=32,expert=8"),  # experts over both axes; columns over fsdp
+    *("fsdp=4,expert=8", "fsdp=32,expert=8"),  # experts over both axes; over fsdp alone
 )
 
 

@@ -61,16 +61,19 @@ def test_a_step_is_that_of_one_device(config, tokenizer, sizes):
             assert held < alone.params["layers.0.attention.w_q_AD"].size
 
 
-def test_the_default_takes_the_devices_that_rows_and_widths_divide_by(config, sizes):
+def test_the_default_takes_the_devices_that_rows_and_experts_divide_by(config, sizes):
     assert spread.default_shape(config, sizes, 8) == {"fsdp": 4}
     assert spread.default_shape(config, sizes, 3) == {"fsdp": 2}
     assert spread.default_shape(config, sizes, 1) == {}
+    config.batch_size = 4  # two rows at a time
+    assert spread.default_shape(config, sizes, 8) == {"fsdp": 2, "expert": 2}
 
 
 @pytest.mark.parametrize(
     ("mesh", "error"),
     [
-        ("fsdp=8", r"8 parts of the batch \(data x fsdp\) do not divide its 4 rows"),
+        ("data=8", r"8 parts of the batch \(data x fsdp\) do not divide its 4 rows"),
+        ("fsdp=8", "fsdp=8 does not divide both a width of 32 and 4 experts"),
         ("context=2", "context is for long prompts"),
         ("expert=3", "expert=3 does not divide 4 experts"),
     ],
