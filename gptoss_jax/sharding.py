@@ -358,6 +358,12 @@ def cache_spec(split: Split) -> P:
     return P(split.batch or None, split.heads or None)
 
 
+def devices_of(x: jax.Array) -> list[Any]:
+    """The devices an array lies on, those of other processes too, in the mesh's order."""
+    mesh = mesh_of(x)
+    return list(mesh.devices.flat) if mesh else list(x.devices())
+
+
 def mesh_of(x: jax.Array) -> Mesh | None:
     """The mesh an array lies on, None for one device."""
     if isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh):

@@ -6,8 +6,7 @@ import numpy as np
 from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.programs import Programs
-from gptoss_jax.inference.scheduler import pages_for
-from gptoss_jax.model.cache import Cache, Places
+from gptoss_jax.model.cache import Cache, Places, pages_for
 
 
 def fresh_state(programs: Programs, positions: int) -> State:

@@ -113,12 +113,16 @@ class Made:
 
 
 def pools(model: GptOss, *, pages: int, rings: int, platform: str) -> list[LayerCache]:
-    """Empty pages and rings on a platform ("cpu", "tpu", "cuda"), so many on each device.
+    """Empty pages and rings on a platform ("cpu", "tpu", "cuda"), so many on each device."""
+    return model.empty_layers(pages, rings, cache_dtype(model, platform))
+
+
+def cache_dtype(model: GptOss, platform: str) -> jnp.dtype:
+    """Of keys and values.
 
     XLA:CPU updates no bfloat16 in place: it would convert the whole cache and back at every token.
     """
-    dtype = jnp.float32 if platform == "cpu" else model.dtype
-    return model.empty_layers(pages, rings, dtype)
+    return jnp.dtype(jnp.float32) if platform == "cpu" else model.dtype
 
 
 def prefill(

@@ -11,10 +11,12 @@ from gptoss_jax.inference import logprobs, requests
 from gptoss_jax.inference.adapters import Adapters, Resident, Slots
 from gptoss_jax.inference.checks import check_sampling
 from gptoss_jax.inference.decode import Made
+from gptoss_jax.inference.memory import room_for
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.requests import Request, check_prompt
-from gptoss_jax.inference.runner import Room, Runner, Timings
-from gptoss_jax.inference.scheduler import Decode, Prefill, Scheduler, pages_for
+from gptoss_jax.inference.runner import Runner, Timings
+from gptoss_jax.inference.scheduler import Decode, Prefill, Scheduler
+from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
 
@@ -53,14 +55,16 @@ class Engine:
           banned_ids: ids never sampled; ids the model has no row for are ignored.
           max_sequences: that run at once; the rest waits.
           max_tokens: of one sequence, prompt included; None: the model's context.
-          pages: of 128 positions, for all sequences; None: enough for all of them at their longest.
+          pages: of 128 positions, for all sequences; None: enough for all of them at their longest,
+            or as many as fit in what the devices have free. A sequence can then be as long as all
+            of its part's pages.
           reuse: whether prompts that begin the same, with one adapter, share what is cached.
           adapters: room for several, one a request; see `adapters`. None: for none.
           report: told in a line what was compiled and how long that took.
 
         Raises:
           UserError: the mesh splits sequences, and these not into equal parts; or there is to be
-            room for adapters and the model has one.
+            room for adapters and the model has one; or no page fits beside the weights.
         """
         self.model = model
         self._stops = frozenset(stop_ids)
@@ -70,16 +74,17 @@ class Engine:
         sharding.check_batch(max_sequences, programs.mesh)
         parts = programs.parts
         own = max_sequences // parts
-        context = min(max_tokens or model.config.max_context, model.config.max_context)
-        own_pages = own * pages_for(context) if pages is None else pages // parts
-        # One to keep for each sequence's prompt, and for each of the largest chunks before.
-        rings = own + (own + own_pages // 4 if reuse else 0)
-        self._room = Room(own_pages, rings, context)
-        self._runner = Runner(
-            whole, programs, stop_ids, banned_ids, self._room, self._adapters, report
+        self._room = room = room_for(
+            programs,
+            sharding.devices_of(model.embedding_VD[...]),
+            sequences=own,
+            context=min(max_tokens or model.config.max_context, model.config.max_context),
+            pages=None if pages is None else pages // parts,
+            reuse=reuse,
         )
+        self._runner = Runner(whole, programs, stop_ids, banned_ids, room, self._adapters, report)
         self._scheduler = Scheduler(
-            sequences=own, pages=own_pages, rings=rings, parts=parts, reuse=reuse
+            sequences=own, pages=room.pages, rings=room.rings, parts=parts, reuse=reuse
         )
         self._submitted = 0
         self._settle: Callable[[], list[requests.Sequence]] | None = None

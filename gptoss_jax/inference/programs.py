@@ -14,7 +14,7 @@ from gptoss_jax import sharding
 from gptoss_jax.inference import decode as device
 from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.penalties import renewed
-from gptoss_jax.model.cache import Cache
+from gptoss_jax.model.cache import Cache, LayerCache
 from gptoss_jax.model.transformer import GptOss
 
 
@@ -51,13 +51,19 @@ class Programs:
     @property
     def parts(self) -> int:
         """How many devices have sequences of their own."""
-        return math.prod(self.mesh.shape[axis] for axis in self._split.batch) if self.mesh else 1
+        return self._ways(self._split.batch)
 
     def pools(self, pages: int, rings: int, platform: str) -> Any:
         """The program that makes the empty cache: so many pages and rings of each part."""
         sizes = {"pages": pages, "rings": rings, "platform": platform}
         layers = sharding.cache_spec(self._split)
         return jax.jit(self._over(lambda: device.pools(self._like, **sizes), (), layers))
+
+    def cache_bytes(self, pages: int, rings: int, platform: str) -> int:
+        """Of what `pools` makes, on one device."""
+        config, dtype = self._like.config, device.cache_dtype(self._like, platform)
+        heads = -(-config.num_kv_heads // self._ways(self._split.heads))
+        return LayerCache.nbytes(config, pages, rings, dtype, heads)
 
     @functools.cached_property
     def prefill(self) -> Any:
@@ -92,6 +98,9 @@ class Programs:
             return jax.tree.map(lambda x: _spread(x, NamedSharding(mesh, spec)), part)
 
         return jax.tree.map(place, specs, value)
+
+    def _ways(self, axes: sharding.Axes) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in axes) if self.mesh else 1
 
     def _over(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         if self.mesh is None:

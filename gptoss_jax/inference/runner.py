@@ -10,14 +10,17 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from gptoss_jax import sharding
 from gptoss_jax.inference import executables, logprobs, requests
 from gptoss_jax.inference.adapters import Adapters
 from gptoss_jax.inference.decode import MOST_STEPS, Made, Rules, State
+from gptoss_jax.inference.memory import Room
 from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
-from gptoss_jax.inference.scheduler import Decode, Prefill, pages_for
+from gptoss_jax.inference.scheduler import Decode, Prefill
 from gptoss_jax.inference.tallies import Tallies
+from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.transformer import GptOss
 
 # Text should come at least this often (seconds); a device call makes as many tokens as fit.
@@ -59,21 +62,6 @@ class Timings:
         return self.decode_tokens / self.decode_s if self.decode_s else 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Room:
-    """What the device keeps of sequences; of each part of them, where they are split.
-
-    Attributes:
-      pages: of every full layer.
-      rings: of every sliding layer.
-      context: the longest sequence's tokens.
-    """
-
-    pages: int
-    rings: int
-    context: int
-
-
 class Runner:
     """Runs calls, one after another, over one cache.
 
@@ -102,14 +90,12 @@ class Runner:
           report: told in a line what was compiled and how long that took.
         """
         size = model.config.vocab_size
-        table_VD = model.embedding_VD[...]
         self.timings = Timings()
         self.most_steps = 1
         self._model = model
         self._programs = programs
         self._adapters = adapters
-        mesh = programs.mesh
-        self._devices = list(mesh.devices.flat if mesh else table_VD.devices())
+        self._devices = sharding.devices_of(model.embedding_VD[...])
         self._platform = self._devices[0].platform
         self._banned_V = np.isin(np.arange(size), banned_ids)
         self._stops_V = np.isin(np.arange(size), list(stop_ids))

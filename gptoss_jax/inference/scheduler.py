@@ -17,7 +17,7 @@ from collections.abc import Sequence as Rows
 
 from gptoss_jax.inference.pools import Pool, prefix_keys
 from gptoss_jax.inference.requests import Sequence, Stage
-from gptoss_jax.model.cache import PAGE
+from gptoss_jax.model.cache import PAGE, pages_for
 
 # Tokens a row of a prefill call, which has at most the largest's tokens in all.
 WIDTHS = (32, 128, 512)
@@ -321,11 +321,6 @@ class Scheduler:
         """Pages it lacks to have `steps` more tokens in the cache."""
         last = min(sequence.computed + steps, sequence.limit)
         return max(0, pages_for(last) - len(sequence.pages))
-
-
-def pages_for(tokens: int) -> int:
-    """Pages that so many tokens take."""
-    return -(-tokens // PAGE)
 
 
 def width_for(tokens: int) -> int:

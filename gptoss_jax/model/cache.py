@@ -49,6 +49,16 @@ class LayerCache:
 
         return [layer(index) for index in range(config.num_layers)]
 
+    @staticmethod
+    def nbytes(
+        config: Config, pages: int, rings: int, dtype: jnp.dtype, kv_heads: int | None = None
+    ) -> int:
+        """Of all layers that `empty` makes."""
+        heads = kv_heads or config.num_kv_heads
+        windows = [config.window(index) for index in range(config.num_layers)]
+        slots = sum((1 + rings) * w if w else (1 + pages) * PAGE for w in windows)
+        return 2 * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +107,14 @@ class Cache:
           dtype: of keys and values.
           kv_heads: K of one device; None: all.
         """
-        pages = -(-capacity // PAGE)
+        pages = pages_for(capacity)
         layers = LayerCache.empty(config, batch * pages, batch, dtype, kv_heads)
         return Cache(layers, Places.in_turn(batch, pages), jnp.zeros((batch,), jnp.int32))
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that so many tokens take."""
+    return -(-tokens // PAGE)
 
 
 def write_positions(

@@ -5,7 +5,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
@@ -17,7 +16,7 @@ from gptoss_jax.kernels.moe import grouped
 from gptoss_jax.kernels.moe.pairs import tile_size
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import Adapter
-from gptoss_jax.model.cache import PAGE, Cache
+from gptoss_jax.model.cache import PAGE, LayerCache, pages_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
@@ -185,8 +184,7 @@ def _tuple(axes) -> sharding.Axes:
 
 
 def _cache_bytes(config: Config, batch: int, context: int, kv_heads: int) -> int:
-    cache = jax.eval_shape(lambda: Cache.empty(config, batch, context, _CACHE_DTYPE, kv_heads))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache.layers))
+    return LayerCache.nbytes(config, batch * pages_for(context), batch, _CACHE_DTYPE, kv_heads)
 
 
 def _kv_read(config: Config, batch: int, context: int, kv_heads: int) -> int:

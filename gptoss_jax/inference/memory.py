@@ -1,0 +1,104 @@
+"""What an engine keeps on its devices, and how much of that fits beside the weights."""
+
+import bisect
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.inference.programs import Programs
+from gptoss_jax.model.cache import PAGE, pages_for
+
+# Of a device's memory, for what programs hold beside weights and cache while they run.
+_FOR_PROGRAMS = 0.1
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What the device keeps of sequences; of each part of them, where they are split.
+
+    Attributes:
+      pages: of every full layer.
+      rings: of every sliding layer.
+      context: the longest sequence's tokens.
+    """
+
+    pages: int
+    rings: int
+    context: int
+
+
+def room_for(
+    programs: Programs,
+    devices: Sequence[Any],
+    *,
+    sequences: int,
+    context: int,
+    pages: int | None,
+    reuse: bool,
+) -> Room:
+    """Room for the sequences of one part.
+
+    Args:
+      programs: of the model.
+      devices: its own, of all processes.
+      sequences: that run at once.
+      context: the longest one's tokens; fewer where all pages together hold fewer.
+      pages: of each full layer; None: enough for all sequences at their longest, or as many as fit
+        in what every device has free.
+      reuse: whether rings of prompts are kept: one for each sequence's, and for each of the largest
+        chunks before.
+
+    Raises:
+      UserError: no page fits.
+    """
+
+    def rings(pages: int) -> int:
+        return sequences + (sequences + pages // 4 if reuse else 0)
+
+    def nbytes(pages: int) -> int:
+        return programs.cache_bytes(pages, rings(pages), devices[0].platform)
+
+    if pages is None:
+        pages = _fitting(devices, sequences * pages_for(context), nbytes)
+        if not pages:
+            raise UserError(
+                f"{devices[0].device_kind}: not even {nbytes(1) / 2**20:,.0f} MiB of cache fit "
+                "beside the weights; use more devices or fewer sequences at once"
+            )
+    return Room(pages, rings(pages), min(context, pages * PAGE))
+
+
+def _fitting(devices: Sequence[Any], most: int, nbytes: Callable[[int], int]) -> int:
+    """The most pages, up to `most`, whose cache every device has free."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    free = min(_free(device, len(own)) for device in own)
+    pages = bisect.bisect_right(range(1, most + 1), free, key=nbytes)
+    if jax.process_count() > 1:
+        pages = int(multihost_utils.process_allgather(np.int32(pages)).min())
+    return pages
+
+
+def _free(device: Any, sharing: int) -> int:
+    """Bytes that the cache may take; where the device is the host, its share of those."""
+    stats = device.memory_stats()
+    if stats is None:
+        return int(_host_bytes() * (1 - _FOR_PROGRAMS)) // sharing
+    return int(stats["bytes_limit"] * (1 - _FOR_PROGRAMS)) - stats["bytes_in_use"]
+
+
+def _host_bytes() -> int:
+    """What the host could give; where it does not tell, all that it has."""
+    if _MEMINFO.exists():
+        told = re.search(r"MemAvailable: *(\d+) kB", _MEMINFO.read_text())
+        if told:
+            return int(told[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
