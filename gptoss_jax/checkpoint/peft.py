@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_jax.checkpoint import peft_fields, recode
-from gptoss_jax.checkpoint.output import write_json
+from gptoss_jax.checkpoint.output import created, write_json
 from gptoss_jax.checkpoint.safetensors_file import (
     DTYPES,
     Entry,
@@ -61,12 +61,12 @@ def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
       trained: float32 values on the host or a device.
       sizes: of the network it is for.
       base: what adapter_config.json calls the model it is for.
-      directory: to make.
+      directory: to make, or an empty one; nothing is left of what could not be finished.
 
     Raises:
+      UserError: the directory is not empty.
       OSError: it cannot be written.
     """
-    directory.mkdir(parents=True)
     values = {path: np.asarray(value) for path, value in trained.values.items()}
     factors = dict(_published(values, sizes))
     sinks = {
@@ -74,10 +74,11 @@ def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
         for path, value in values.items()
         if path.endswith("sinks_N")
     }
-    _write(directory / WEIGHTS, factors)
-    if sinks:
-        _write(directory / SINKS, sinks)
-    write_json(directory / CONFIG, _config(trained, sizes, base))
+    with created(directory):
+        _write(directory / WEIGHTS, factors)
+        if sinks:
+            _write(directory / SINKS, sinks)
+        write_json(directory / CONFIG, _config(trained, sizes, base))
 
 
 def not_held(trained: Trained) -> list[str]:

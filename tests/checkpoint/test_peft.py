@@ -288,6 +288,24 @@ def broken(tmp_path, change):
     return tmp_path / "adapter"
 
 
+def test_a_failure_leaves_the_target_as_it_was(tmp_path, monkeypatch):
+    """What failed, and then a try again, into the same two directories."""
+    (tmp_path / "empty").mkdir()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(peft, "write_json", full)
+        for name in ("empty", "new"):
+            with pytest.raises(OSError, match="no space left"):
+                peft.save(trained(), CONFIG, "base", tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    for name in ("empty", "new"):
+        peft.save(trained(), CONFIG, "base", tmp_path / name)
+        assert peft.load(tmp_path / name, CONFIG).adapter.rank == 3
+
+
 def spoil(number):
     def change(folder):
         tensors = safetensors.numpy.load_file(folder / peft.WEIGHTS)
