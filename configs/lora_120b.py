@@ -4,7 +4,7 @@ Data: as `lora_20b.py` takes it. A batch of 8 rows of 2,048 tokens, experts over
 axis and rows over `fsdp`.
 
 Compiled, GiB a device over fsdp=8: `v5e:4x4` 12.13 of 15.75, `v6e:2x4` 11.90 of 31.24; 7.60 are the
-packed weights, 1.59 adapters and Adam's moments (`python -m gptoss_jax.plan --task train --config
+packed weights, 0.53 adapters, 1.06 Adam's moments (`python -m gptoss_jax.plan --task train --config
 configs/lora_120b.py --model 120b --topology v5e:4x4`). It has run on none.
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptoss_jax import cli
 from gptoss_jax.errors import UsageError, UserError
-from gptoss_jax.loading import DTYPES
+from gptoss_jax.loading import DTYPES, checkpoint_directory, find_tokenizer
 
 PROMPTS = Path(__file__).parent / "inference" / "drift_prompts.jsonl"
 
@@ -52,11 +52,13 @@ def _report(arguments: argparse.Namespace) -> None:
     from gptoss_jax.loading import load
 
     prompts = drift.read_prompts(arguments.prompts)
+    sides = [(arguments.base, None), (arguments.tuned or arguments.base, arguments.adapter)]
+    for path, adapter in sides:
+        _check(path, adapter)
     found = []
-    for path, adapter in ((arguments.base, None), (arguments.tuned, arguments.adapter)):
-        model, tokenizer = load(path or arguments.base, dtype=arguments.dtype, adapter=adapter)
-        if tokenizer is None:
-            raise UserError(f"{path or arguments.base}: has no tokenizer")
+    for path, adapter in sides:
+        model, tokenizer = load(path, dtype=arguments.dtype, adapter=adapter)
+        assert tokenizer is not None  # `_check` saw to it
         found.append(drift.observe(model, tokenizer, prompts, arguments.max_tokens))
         del model  # one at a time
     if arguments.json:
@@ -68,6 +70,19 @@ def _report(arguments: argparse.Namespace) -> None:
         print(json.dumps({"prompts": asked} | both))
         return
     print(drift.table(prompts, *found))
+
+
+def _check(path: str, adapter: str | None) -> None:
+    """Raises a UserError for what cannot be asked; before the other one has been, for minutes."""
+    from gptoss_jax.checkpoint.adapters import read_adapter
+    from gptoss_jax.checkpoint.load import open_source
+
+    directory = checkpoint_directory(path)
+    sizes = open_source(directory).config
+    if find_tokenizer(directory, sizes.vocab_size) is None:
+        raise UserError(f"{path}: has no tokenizer")
+    if adapter is not None:
+        read_adapter(adapter, sizes)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ What PEFT has no place for, trained sinks, is written beside it into sinks.safet
 ignores and `load` here reads.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_jax.checkpoint import recode
-from gptoss_jax.checkpoint.output import write_json
+from gptoss_jax.checkpoint import peft_fields, recode
+from gptoss_jax.checkpoint.output import created, write_json
 from gptoss_jax.checkpoint.safetensors_file import (
     DTYPES,
     Entry,
@@ -27,7 +28,7 @@ from gptoss_jax.checkpoint.safetensors_file import (
 )
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.adapter import Adapter
-from gptoss_jax.model.config import Config, read_json_object
+from gptoss_jax.model.config import Config
 from gptoss_jax.model.lora import Trained
 
 CONFIG, WEIGHTS, SINKS = "adapter_config.json", "adapter_model.safetensors", "sinks.safetensors"
@@ -49,16 +50,7 @@ _PARAMETERS = {
 }
 _MODULES = {target: f"self_attn.{target}_proj" for target in "qkvo"}
 _HEAD, _HEAD_PATH, _UNEMBEDDING = "lm_head", "unembedding_VD", "unembedding"
-# Settings of PEFT's that change what the factors mean, and the value that leaves it alone.
-_PLAIN = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-}
+_HEAD_COPY = f"{_PREFIX}{_HEAD}.base_layer.weight"
 _SINKS_NAME = "model.layers.{}.self_attn.sinks"
 
 
@@ -69,12 +61,12 @@ def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
       trained: float32 values on the host or a device.
       sizes: of the network it is for.
       base: what adapter_config.json calls the model it is for.
-      directory: to make.
+      directory: to make, or an empty one; nothing is left of what could not be finished.
 
     Raises:
+      UserError: the directory is not empty.
       OSError: it cannot be written.
     """
-    directory.mkdir(parents=True)
     values = {path: np.asarray(value) for path, value in trained.values.items()}
     factors = dict(_published(values, sizes))
     sinks = {
@@ -82,10 +74,11 @@ def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
         for path, value in values.items()
         if path.endswith("sinks_N")
     }
-    _write(directory / WEIGHTS, factors)
-    if sinks:
-        _write(directory / SINKS, sinks)
-    write_json(directory / CONFIG, _config(trained, sizes, base))
+    with created(directory):
+        _write(directory / WEIGHTS, factors)
+        if sinks:
+            _write(directory / SINKS, sinks)
+        write_json(directory / CONFIG, _config(trained, sizes, base))
 
 
 def not_held(trained: Trained) -> list[str]:
@@ -116,7 +109,7 @@ def _config(trained: Trained, sizes: Config, base: str) -> dict[str, Any]:
 
     head = [_HEAD] if _UNEMBEDDING in layers_of else []
     return {
-        **_PLAIN,
+        **peft_fields.PLAIN,
         "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
@@ -175,36 +168,48 @@ def load(directory: Path, sizes: Config) -> Trained:
       UserError: no adapter, one of a kind that is not LoRA's plain one, or one that does not fit;
         one line that names the file and the tensor.
     """
-    raw = read_json_object(directory / CONFIG)
-    for key, plain in _PLAIN.items():
-        if raw.get(key, plain) not in (plain, None, [], {}):
-            raise UserError(f"{directory / CONFIG}: key {key!r}: {raw[key]!r} is not supported")
+    fields = peft_fields.read(directory / CONFIG)
     file = directory / WEIGHTS
     if not file.is_file():
         raise UserError(f"{file}: no such file; an adapter's weights belong there")
+    values = _factors(file, sizes)
+    ranks = {a.shape[-2] for path, a in values.items() if path.endswith(".a")}
+    if ranks - {fields.rank}:
+        raise UserError(f"{directory / CONFIG}: key 'r': {fields.rank}, but factors of {ranks}")
+    values |= _sinks(directory / SINKS, sizes)
+    if not values:
+        raise UserError(f"{file}: has no factors")
+    return Trained(_adapter(fields, values), values)
+
+
+def _factors(file: Path, sizes: Config) -> dict[str, np.ndarray]:
+    """The factors of a file by our paths, checked against the network."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, entry in read_header(file).items():
+        # PEFT saves the unembedding it wraps too: frozen, a copy of the base's, unless it was
+        # given other rows.
+        if name == _HEAD_COPY and entry.shape == (sizes.vocab_size, sizes.hidden_size):
+            continue
         match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])\.weight", name)
-        if not match:
-            raise UserError(f"{file}: tensor {name!r} is no factor of a LoRA")
+        if not match or len(entry.shape) != 2:
+            raise UserError(f"{file}: tensor {name!r} {list(entry.shape)} is no factor of a LoRA")
         found.setdefault(match[1], {})[match[2]] = _read(entry)
     values: dict[str, np.ndarray] = {}
     for module, factors in found.items():
         if set(factors) != {"A", "B"}:
             raise UserError(f"{file}: {module}: has one of its two factors alone")
-        values |= _fitted(file, module, factors["A"], factors["B"], sizes)
-    ranks = {a.shape[-2] for path, a in values.items() if path.endswith(".a")}
-    if ranks != {raw.get("r")}:
-        raise UserError(f"{directory / CONFIG}: key 'r': {raw.get('r')!r}, but factors of {ranks}")
-    values |= _sinks(directory / SINKS, sizes)
-    return Trained(_adapter(raw, values, directory), values)
+        fitted = _fitted(file, module, factors["A"], factors["B"], sizes)
+        if not values.keys().isdisjoint(fitted):
+            raise UserError(f"{file}: {module}: its weight has factors already")
+        values |= fitted
+    return values
 
 
 def _fitted(
     file: Path, module: str, a: np.ndarray, b: np.ndarray, sizes: Config
 ) -> dict[str, np.ndarray]:
     """A module's factors by our paths, checked against the network."""
-    path = _path(file, module, b, sizes)
+    path = _path(file, module, (a, b), sizes)
     inputs, outputs, experts = _widths(path, sizes)
     rank = len(a) // experts
     if a.shape != (experts * rank, inputs) or b.shape != (outputs, rank * experts) or not rank:
@@ -222,7 +227,7 @@ def _fitted(
     return {f"{path}.a": a.reshape(experts, rank, inputs), f"{path}.b": b}
 
 
-def _path(file: Path, module: str, b: np.ndarray, sizes: Config) -> str:
+def _path(file: Path, module: str, factors: tuple[np.ndarray, np.ndarray], sizes: Config) -> str:
     if module == _HEAD:
         return _HEAD_PATH
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
@@ -234,9 +239,11 @@ def _path(file: Path, module: str, b: np.ndarray, sizes: Config) -> str:
         raise UserError(f"{file}: {module}: the model has {sizes.num_layers} layers")
     if inner in _MATRICES:
         return f"layers.{layer}.{_MATRICES[inner][0]}"
-    # Which of the two is wrapped innermost is PEFT's affair; their outputs tell them apart.
-    which = _GATE_UP if len(b) == 2 * sizes.expert_width else _DOWN
-    return f"layers.{layer}.{which}"
+    # PEFT's module is that of both, and which it wraps innermost its affair. Inputs and outputs
+    # together tell them apart: [D, 2F] and [F, D] are never the same.
+    a, b = factors
+    is_gate_up = (a.shape[-1], len(b)) == (sizes.hidden_size, 2 * sizes.expert_width)
+    return f"layers.{layer}.{_GATE_UP if is_gate_up else _DOWN}"
 
 
 def _widths(path: str, sizes: Config) -> tuple[int, int, int]:
@@ -270,14 +277,10 @@ def _layers_of(values: Mapping[str, Any]) -> dict[str, set[int]]:
     return found
 
 
-def _adapter(raw: dict[str, Any], values: Mapping[str, np.ndarray], directory: Path) -> Adapter:
+def _adapter(fields: peft_fields.Fields, values: Mapping[str, np.ndarray]) -> Adapter:
     targets = _layers_of(values)
     layers = sorted(set[int]().union(*targets.values()))
-    try:
-        alpha, rslora = float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
-        return Adapter(raw["r"], alpha, rslora, 0.0, tuple(targets), tuple(layers))
-    except (UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{directory / CONFIG}: no usable r and lora_alpha ({error})") from None
+    return Adapter(**dataclasses.asdict(fields), targets=tuple(targets), layers=tuple(layers))
 
 
 def _sinks(file: Path, sizes: Config) -> dict[str, np.ndarray]:
@@ -294,13 +297,17 @@ def _sinks(file: Path, sizes: Config) -> dict[str, np.ndarray]:
 
 
 def _read(entry: Entry) -> np.ndarray:
-    if entry.dtype not in ("F32", "BF16"):
+    if entry.dtype not in ("F32", "BF16", "F16"):
         raise UserError(
-            f"{entry.file}: tensor {entry.name!r}: {entry.dtype} is neither F32 nor BF16"
+            f"{entry.file}: tensor {entry.name!r}: {entry.dtype} is none of F32, BF16, F16"
         )
     out = np.empty(entry.shape, DTYPES[entry.dtype])
     read_rows(entry, 0, out)
-    return out.astype(np.float32)
+    values = out.astype(np.float32)
+    # In a batch other requests' rows meet them too, and zero times infinity is not zero.
+    if not np.isfinite(values).all():
+        raise UserError(f"{entry.file}: tensor {entry.name!r} has values that are not finite")
+    return values
 
 
 def _write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:

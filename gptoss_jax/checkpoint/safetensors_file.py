@@ -21,11 +21,12 @@ from gptoss_jax.errors import UserError
 DTYPES = {
     "U8": np.dtype(np.uint8),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
 # The others of the format, so that a wrong type is told from a broken header.
 _OTHER_SIZES = {"BOOL": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2}
-_OTHER_SIZES |= {"F16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
+_OTHER_SIZES |= {"I32": 4, "U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
 _SIZES = _OTHER_SIZES | {name: dtype.itemsize for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
 

@@ -187,10 +187,6 @@ class Adapters:
                 f"adapter {name!r} has factors of {', '.join(foreign)}; the engine's slots are of "
                 f"{', '.join(slots.targets)}"
             )
-        for path, value in trained.values.items():
-            # Other requests' rows meet them too, and zero times infinity is not zero.
-            if not np.isfinite(value).all():
-                raise UserError(f"adapter {name!r}: {path} has values that are not finite")
 
     def _write(self, trained: Trained, slot: int) -> None:
         """Replaces all that a slot holds: ranks and targets the adapter has not, by zeros."""

@@ -65,13 +65,15 @@ def read_prompts(file: Path) -> list[Prompt]:
       OSError: it cannot be read.
     """
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            raw = json.loads(line)
+            raw = json.loads(line.decode())
             prompt = Prompt(raw["prompt"], raw["expect"])
-        except (ValueError, KeyError, TypeError):
+        except UnicodeDecodeError:
+            raise UserError(f"{file}:{number}: not UTF-8; save the file as that") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
             shape = '{"prompt": "…", "expect": "answer" or "refuse"}'
             raise UserError(f"{file}:{number}: give {shape}") from None
         if not isinstance(prompt.text, str) or prompt.expect not in EXPECTED:

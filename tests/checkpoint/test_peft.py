@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import json
+import math
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from gptoss_jax import convert, mxfp4, sharding
-from gptoss_jax.checkpoint import load_model, peft, save_model
+from gptoss_jax.checkpoint import load_model, peft, peft_fields, save_model
 from gptoss_jax.checkpoint.adapters import apply_adapter
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.engine import Engine
@@ -24,7 +26,8 @@ from gptoss_jax.model.config import Config
 from gptoss_jax.model.lora import Trained
 from gptoss_jax.model.transformer import GptOss
 
-# Every pair of widths differs, but for one shape whose experts are as wide as the model.
+# Every pair of widths differs, but for a shape whose experts are as wide as the model, and one
+# whose gate_up and down have as many outputs.
 CONFIG = Config(
     num_layers=2,
     num_experts=4,
@@ -42,6 +45,7 @@ CONFIG = Config(
     initializer_range=0.1,
 )
 SQUARE = dataclasses.replace(CONFIG, expert_width=96)
+DOUBLE = dataclasses.replace(CONFIG, hidden_size=128)
 IN_PEFT = tuple(target for target in TARGETS if target != "sinks")
 IDS = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 40))
 
@@ -74,21 +78,25 @@ def same(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours - theirs).max() <= 1e-5 * np.ptp(theirs)
 
 
+@pytest.mark.parametrize("config", [CONFIG, DOUBLE], ids=["wide", "double"])
 @pytest.mark.parametrize(
     "fields",
     [
         {},
         {"targets": TARGETS},
+        {"targets": ("sinks",), "layers": (1,)},
+        {"targets": ("router",)},
+        {"targets": ("down",)},
         {"targets": ("gate_up",)},
         {"targets": ("down", "q"), "layers": (1,)},
         {"rslora": True, "targets": ("unembedding", "sinks")},
     ],
     ids=str,
 )
-def test_there_and_back(tmp_path, fields):
-    before = trained(**fields)
-    peft.save(before, CONFIG, "base", tmp_path / "adapter")
-    after = peft.load(tmp_path / "adapter", CONFIG)
+def test_there_and_back(tmp_path, config, fields):
+    before = trained(config, **fields)
+    peft.save(before, config, "base", tmp_path / "adapter")
+    after = peft.load(tmp_path / "adapter", config)
     assert before.values.keys() == after.values.keys()
     for path, value in before.values.items():
         np.testing.assert_array_equal(after.values[path], value)
@@ -118,11 +126,13 @@ def in_peft(directory, adapter):
     [
         (CONFIG, {}),
         (SQUARE, {}),
+        (DOUBLE, {}),
         (CONFIG, {"targets": ("down",)}),
+        (CONFIG, {"targets": ("router",)}),
         (CONFIG, {"targets": ("gate_up", "router"), "layers": (1,)}),
         (CONFIG, {"rslora": True, "targets": ("q", "k", "v", "o"), "layers": (0,)}),
     ],
-    ids=["all", "square", "down", "layer1", "rslora"],
+    ids=["all", "square", "double", "down", "router", "layer1", "rslora"],
 )
 def test_peft_gives_our_logits(tmp_path, config, fields):
     save_model(base(config), "hf", tmp_path / "base", progress=False)
@@ -156,8 +166,7 @@ def test_what_peft_cannot_hold_is_named(tmp_path, directory, capsys):
     assert peft.not_held(trained(dropout=0.1, targets=("q", "unembedding"))) == []
     for number, targets in enumerate([("q", "unembedding"), ("q", "down")]):
         peft.save(trained(dropout=0.1, targets=targets), CONFIG, "b", tmp_path / str(number))
-        written = json.loads((tmp_path / str(number) / peft.CONFIG).read_text())
-        assert written["lora_dropout"] == (0.1, 0.0)[number]
+        assert peft.load(tmp_path / str(number), CONFIG).adapter.dropout == (0.1, 0.0)[number]
     peft.save(everything, CONFIG, "base", tmp_path / "adapter")
     words = ["--adapter", str(tmp_path / "adapter"), "--to", "peft"]
     assert convert.main([str(directory), str(tmp_path / "again"), *words]) == 0
@@ -165,7 +174,7 @@ def test_what_peft_cannot_hold_is_named(tmp_path, directory, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
-@pytest.mark.parametrize("config", [CONFIG, SQUARE], ids=["wide", "square"])
+@pytest.mark.parametrize("config", [CONFIG, SQUARE, DOUBLE], ids=["wide", "square", "double"])
 def test_an_adapter_that_peft_wrote(tmp_path, config):
     hf_peft = pytest.importorskip("peft", reason="the oracle extra is not installed")
     torch = pytest.importorskip("torch", reason="the oracle extra is not installed")
@@ -182,11 +191,24 @@ def test_an_adapter_that_peft_wrote(tmp_path, config):
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    model.save_pretrained(tmp_path / "theirs")
     with torch.no_grad():
         theirs = model(torch.tensor(IDS)).logits.float().numpy()
-    adapted = apply_adapter(base(config), peft.load(tmp_path / "theirs", config))
-    same(logits(adapted), theirs)
+    read = peft.load(tmp_path / "theirs", config)
+    same(logits(apply_adapter(base(config), read)), theirs)
+
+    model.half().save_pretrained(tmp_path / "half")
+    for path, value in peft.load(tmp_path / "half", config).values.items():
+        np.testing.assert_array_equal(value, read.values[path].astype(np.float16))
+
+
+def test_every_field_of_pefts_is_known():
+    hf_peft = pytest.importorskip("peft", reason="the oracle extra is not installed")
+    known = {*peft_fields._PLAIN, *peft_fields.READ, *peft_fields.HARMLESS}
+    for field in dataclasses.fields(hf_peft.LoraConfig):
+        assert field.name in known
+        if field.name in peft_fields._PLAIN.keys() - {"peft_type"}:
+            assert getattr(hf_peft.LoraConfig(), field.name) == peft_fields._PLAIN[field.name]
 
 
 def test_a_mesh_gives_the_same(tmp_path, directory):
@@ -266,6 +288,42 @@ def broken(tmp_path, change):
     return tmp_path / "adapter"
 
 
+def test_a_failure_leaves_the_target_as_it_was(tmp_path, monkeypatch):
+    """What failed, and then a try again, into the same two directories."""
+    (tmp_path / "empty").mkdir()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(peft, "write_json", full)
+        for name in ("empty", "new"):
+            with pytest.raises(OSError, match="no space left"):
+                peft.save(trained(), CONFIG, "base", tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+    for name in ("empty", "new"):
+        peft.save(trained(), CONFIG, "base", tmp_path / name)
+        assert peft.load(tmp_path / name, CONFIG).adapter.rank == 3
+
+
+def spoil(number):
+    def change(folder):
+        tensors = safetensors.numpy.load_file(folder / peft.WEIGHTS)
+        tensors["base_model.model.lm_head.lora_A.weight"][1, 2] = number
+        safetensors.numpy.save_file(tensors, folder / peft.WEIGHTS)
+
+    return change
+
+
+def add(name, shape):
+    def change(folder):
+        tensors = safetensors.numpy.load_file(folder / peft.WEIGHTS)
+        tensors[f"base_model.model.{name}"] = np.zeros(shape, np.float32)
+        safetensors.numpy.save_file(tensors, folder / peft.WEIGHTS)
+
+    return change
+
+
 def edit(**fields):
     def change(folder):
         file = folder / peft.CONFIG
@@ -287,16 +345,45 @@ def another(config):
     [
         (edit(use_dora=True), "'use_dora': True is not supported"),
         (edit(peft_type="IA3"), "'peft_type': 'IA3' is not supported"),
+        *(
+            (edit(init_lora_weights=name), f"'init_lora_weights': '{name}' changes the base's")
+            for name in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga")
+        ),
+        *(
+            (edit(**{name: value}), f"'{name}': .* is not supported")
+            for name, value in {
+                "alora_invocation_tokens": [5, 6],
+                "use_qalora": True,
+                "layer_replication": [[0, 1], [0, 2]],
+                "use_bdlora": {"nblocks": 2},
+                "lora_bias": True,
+                "trainable_token_indices": [3],
+                "rank_pattern": {"q_proj": 4},
+                "modules_to_save": ["lm_head"],
+            }.items()
+        ),
+        (edit(use_tomorrow=True), "'use_tomorrow': True is of a field that is not known"),
         (edit(r=7), r"'r': 7, but factors of \{3\}"),
-        (edit(lora_alpha="much"), "no usable r and lora_alpha"),
+        (edit(r=[2]), r"'r': \[2\] is no whole number"),
+        (edit(r=True), "'r': True is no whole number"),
+        (edit(use_rslora="false"), "'use_rslora': 'false' is neither true nor false"),
+        (edit(lora_alpha="much"), "'lora_alpha': 'much' is no number from 0"),
+        (edit(lora_alpha=math.nan), "'lora_alpha': nan is no number from 0"),
+        (edit(lora_alpha=10**400), "'lora_alpha': 10* is no number from 0"),
+        (edit(lora_dropout=1), "'lora_dropout': 1.0 must be below 1"),
+        (spoil(np.nan), "tensor 'base_model.model.lm_head.lora_A.weight' has values that are not"),
+        (spoil(-np.inf), "tensor 'base_model.model.lm_head.lora_A.weight' has values that are"),
+        (add("lm_head.base_layer.weight", (302, 96)), r"\[302, 96\] is no factor of a LoRA"),
+        (add("model.layers.0.self_attn.q_proj.lora_A.bias", (3,)), r"\[3\] is no factor"),
         (lambda folder: (folder / peft.WEIGHTS).unlink(), "no such file"),
         (lambda folder: (folder / peft.CONFIG).unlink(), "no such file"),
         (another(SQUARE), r"do not fit the model, which takes \[4 r, 64\]"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, change, error):
-    with pytest.raises(UserError, match=error):
+    with pytest.raises(UserError, match=error) as raised:
         peft.load(broken(tmp_path, change), CONFIG)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_adapter_of_more_layers(tmp_path):

@@ -8,7 +8,9 @@ import pytest
 
 from gptoss_jax.model.config import PRESETS
 from gptoss_jax.planning import report
-from gptoss_jax.planning.jobs import Generate
+from gptoss_jax.planning.chips import GIB
+from gptoss_jax.planning.jobs import Generate, Job, Train
+from gptoss_jax.training import settings
 
 pytestmark = [
     pytest.mark.compile,
@@ -41,14 +43,18 @@ def no_compilation_cache():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-@functools.cache
-def compiled(model: str, name: str, batch: int, context: int) -> dict:
-    """What `plan --json` prints, compiled anew."""
+def asked(job: Job, name: str) -> report.Report:
+    """What `plan` reports, compiled anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", "/dev/null")
-        row = report.report(Generate(PRESETS[model], batch, context), name, None).as_dict()
-    print(model, name, row)
-    return row
+        found = report.report(job, name, None)
+    print(name, found.as_dict())
+    return found
+
+
+@functools.cache
+def compiled(model: str, name: str, batch: int, context: int) -> dict:
+    return asked(Generate(PRESETS[model], batch, context), name).as_dict()
 
 
 @pytest.mark.parametrize("case", SLICES, ids=lambda case: "-".join(map(str, case)))
@@ -66,3 +72,11 @@ def test_it_fits_with_two_all_reduces_a_layer(case):
 def test_what_decode_moves(case):
     moved = compiled(*case)["decode_bytes"]
     assert moved["minimum"] <= moved["compiled"] <= RATIO * moved["minimum"]
+
+
+def test_a_step_of_20bs_adapter_fits_one_v5e_beside_the_packed_weights():
+    config = settings.load("configs/lora_20b.py")
+    assert (config.lora.rank, config.batch_size, config.data.sequence_length) == (8, 1, 2048)
+    found = asked(Train(config, PRESETS["20b"]), "v5e:1x1")
+    assert found.fits
+    assert found.peak - found.counted.weights <= 2.5 * GIB

@@ -172,7 +172,11 @@ def saved(folder, name: str, **fields) -> None:
         ("high", {"rank": 5}, "'high' has rank 5; the engine's slots have 4"),
         ("sinks", {"targets": ("q", "sinks")}, "trained sinks have no factors and cannot differ"),
         ("router", {"targets": ("q", "router")}, "factors of router; the engine's slots are of q,"),
-        ("infinite", {}, "'infinite': layers.1.attention.w_q_AD.b has values that are not finite"),
+        (
+            "infinite",
+            {},
+            "model.layers.1.self_attn.q_proj.lora_B.weight' has values that are not fin",
+        ),
         ("missing", None, "missing/adapter_config.json"),
     ],
 )

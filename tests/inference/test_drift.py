@@ -71,10 +71,12 @@ def test_the_example_prompts_are_prompts():
         ('{"prompt": "a", "expect": "answer"}\nnot json', ":2: give"),
         ('{"prompt": "a"}', ":1: give"),
         ('{"prompt": "a", "expect": "maybe"}', ":1: expect is 'maybe'"),
+        ('{"prompt": "a", "expect": "answer"}\n{"prompt": "Grüße"', ":2: not UTF-8"),
+        ("[" * 100_000, ":1: give"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, text, error):
-    (tmp_path / "prompts.jsonl").write_text(text)
+    (tmp_path / "prompts.jsonl").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=error):
         drift.read_prompts(tmp_path / "prompts.jsonl")
 
@@ -90,3 +92,16 @@ def test_nano_beside_itself(tmp_path, capsys):
     assert shown["base"] == shown["tuned"]
     assert shown["base"]["texts"][0] == "21"
     assert verb.main(["--base", "nano"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--adapter", "nowhere"], "error: nowhere/adapter_config.json: no such file"),
+        (["--tuned", "nowhere"], "error: nowhere: no such directory"),
+    ],
+)
+def test_the_tuned_one_is_looked_into_before_the_base_runs(monkeypatch, capsys, words, error):
+    monkeypatch.delattr(drift, "observe")
+    assert verb.main(["--base", "nano", *words]) == 1
+    assert capsys.readouterr().err.startswith(error)

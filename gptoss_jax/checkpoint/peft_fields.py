@@ -1,0 +1,103 @@
+"""What PEFT's adapter_config.json says, field by field, and what of it is understood here.
+
+Fields are those of PEFT 0.21's LoraConfig; a test goes through those of the installed one.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import read_json_object
+
+# What changes the meaning of the factors, or adds to them, and the value that does not.
+PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+}
+_PLAIN = PLAIN | {
+    "megatron_config": None,
+    "trainable_token_indices": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
+    "monteclora_config": None,
+    "layer_replication": None,
+    "lora_bias": False,
+    "use_bdlora": None,
+    "arrow_config": None,
+    "kasa_config": None,
+}
+READ = ("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights")
+HARMLESS = (
+    # Where it comes from.
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "runtime_config", "megatron_core"),
+    # What has factors: the tensors' names say it.
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform"),
+    "layers_pattern",
+    # Of beginnings that are refused by `init_lora_weights`, and of one that is not.
+    *("loftq_config", "corda_config", "lora_ga_config", "eva_config"),
+    # Of QALoRA, which is refused by its own field; of the gradient alone; gpt-oss ties nothing.
+    *("qalora_group_size", "velora_config", "ensure_weight_tying"),
+)
+# Beginnings that leave the base as it is; all others subtract what the factors begin with, or
+# round it.
+_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """What an adapter is, but for its targets."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    rslora: bool
+
+
+def read(file: Path) -> Fields:
+    """Reads an adapter_config.json.
+
+    Raises:
+      UserError: it says something that is not understood here; names the key.
+    """
+    raw = read_json_object(file)
+    for key, value in raw.items():
+        _check(file, key, value)
+    rank, rslora = raw.get("r"), raw.get("use_rslora", False)
+    if type(rank) is not int or rank < 1:
+        raise UserError(f"{file}: key 'r': {rank!r} is no whole number from 1")
+    if type(rslora) is not bool:
+        raise UserError(f"{file}: key 'use_rslora': {rslora!r} is neither true nor false")
+    alpha = _number(file, "lora_alpha", raw.get("lora_alpha"))
+    dropout = _number(file, "lora_dropout", raw.get("lora_dropout", 0.0))
+    if not alpha:
+        raise UserError(f"{file}: key 'lora_alpha': 0 leaves nothing of the adapter")
+    if dropout >= 1:
+        raise UserError(f"{file}: key 'lora_dropout': {dropout} must be below 1")
+    return Fields(rank, alpha, dropout, rslora)
+
+
+def _check(file: Path, key: str, value: Any) -> None:
+    if key == "init_lora_weights" and value not in _BEGINNINGS:
+        raise UserError(
+            f"{file}: key {key!r}: {value!r} changes the base's weights; save the adapter with "
+            "PEFT's path_initial_model_for_weight_conversion"
+        )
+    if key in READ or key in HARMLESS or value in (_PLAIN.get(key), None, False, [], {}):
+        return
+    why = "is not supported" if key in _PLAIN else "is of a field that is not known here"
+    raise UserError(f"{file}: key {key!r}: {value!r} {why}")
+
+
+def _number(file: Path, key: str, value: Any) -> float:
+    is_number = type(value) in (int, float) and 0 <= value <= sys.float_info.max  # NaN is not
+    if not is_number:
+        raise UserError(f"{file}: key {key!r}: {value!r} is no number from 0")
+    return float(value)
