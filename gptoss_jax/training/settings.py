@@ -288,10 +288,13 @@ def adapter_of(config: Settings) -> Adapter | None:
 
 
 def _range(text: str) -> range:
-    first, _, last = text.partition("-")
-    if not first.isdecimal() or not (last or first).isdecimal():
+    first, dash, last = text.partition("-")
+    last = last if dash else first
+    if not first.isdecimal() or not last.isdecimal():
         raise ConfigError(f"config.lora.layers: {text!r} is neither a number nor two, as 0-11")
-    return range(int(first), int(last or first) + 1)
+    if int(first) > int(last):  # no layer, which would mean all of them
+        raise ConfigError(f"config.lora.layers: {text!r} is backwards; give {last}-{first}")
+    return range(int(first), int(last) + 1)
 
 
 def model_config(config: Settings, vocab_size: int):
