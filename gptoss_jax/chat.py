@@ -1,6 +1,7 @@
 """`python -m gptoss_jax.chat`: a conversation on the terminal."""
 
 import argparse
+import dataclasses
 import json
 import signal
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptoss_jax import cli, interactive
 from gptoss_jax.answer import answer
+from gptoss_jax.constraint_flags import add_constraints, constraint_of
 from gptoss_jax.errors import UserError
 from gptoss_jax.text.errors import TextError
 from gptoss_jax.tools.loop import ToolLoop, to_chat
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from gptoss_jax.inference.service import Service
     from gptoss_jax.model.config import Config
     from gptoss_jax.text import Tokenizer
+    from gptoss_jax.text.constraints import Constraint
+    from gptoss_jax.text.harmony import ResponseFormat
 
 _EXAMPLES = ["", "--checkpoint ~/gpt-oss-20b --system 'Answer briefly.' --hide-reasoning"]
 _EFFORTS = ("low", "medium", "high")
@@ -46,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="tokens there is room for, all turns together (%(default)s, or what the model has)",
     )
     interactive.add_sampling(parser)
+    add_constraints(parser)
     interactive.add_tools(parser)
     reasoning = interactive.add_reasoning(parser)
     reasoning.add_argument("--hide-reasoning", action="store_true", help="show answers alone")
@@ -146,6 +151,7 @@ def main(arguments: argparse.Namespace) -> None:
     with interactive.toolbox(arguments) as toolbox:
         room = min(arguments.context, config.max_context)
         toolbox.fit(room)
+        constraint, formats = constraint_of(arguments, tokenizer, toolbox)
         model = interactive.load(arguments, config)
         from gptoss_jax.inference.engine import engine_for
         from gptoss_jax.inference.service import Service
@@ -156,12 +162,15 @@ def main(arguments: argparse.Namespace) -> None:
         conversation = Conversation(arguments.system, arguments.reasoning_effort)
         # On a thread of its own, where no Ctrl-C breaks into a device call.
         with Service(engine) as service:
+            session = _Session(
+                service, tokenizer, config, room, toolbox, constraint, formats, arguments
+            )
 
             def respond(line: str) -> None:
                 if line.startswith("/"):
                     print(conversation.command(line), file=sys.stderr)
                 else:
-                    _answer(line, conversation, toolbox, service, tokenizer, config, arguments)
+                    _answer(line, conversation, session)
 
             _talk(respond)
 
@@ -190,15 +199,21 @@ def _talk(respond: Callable[[str], None]) -> None:
             print(file=sys.stderr)
 
 
-def _answer(
-    text: str,
-    conversation: Conversation,
-    toolbox: Toolbox,
-    service: "Service",
-    tokenizer: "Tokenizer",
-    config: "Config",
-    arguments: argparse.Namespace,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """What all turns have in common."""
+
+    service: "Service"
+    tokenizer: "Tokenizer"
+    config: "Config"
+    room: int  # tokens
+    toolbox: Toolbox
+    constraint: "Constraint | None"
+    formats: "list[ResponseFormat]"
+    arguments: argparse.Namespace
+
+
+def _answer(text: str, conversation: Conversation, session: _Session) -> None:
     """Asks, shows what comes, and adds both to the conversation."""
     from gptoss_jax.inference.completion import Turn, chat_conversation
     from gptoss_jax.text.harmony import render_conversation
@@ -206,20 +221,22 @@ def _answer(
     asked = chat_conversation(
         conversation.asked(text),
         conversation.effort,
-        functions=toolbox.functions,
-        namespaces=toolbox.namespaces,
+        session.formats,
+        functions=session.toolbox.functions,
+        namespaces=session.toolbox.namespaces,
     )
+    arguments, tokenizer = session.arguments, session.tokenizer
     prompt = render_conversation(tokenizer, asked)
-    room = min(arguments.context, config.max_context)
-    if len(prompt) >= room:
+    if len(prompt) >= session.room:
         raise UserError(
-            f"the conversation has {len(prompt)} tokens and there is room for {room}; "
+            f"the conversation has {len(prompt)} tokens and there is room for {session.room}; "
             "/reset, or start with a larger --context"
         )
     printer = interactive.Printer(answer=True, reasoning=not arguments.hide_reasoning)
-    loop = ToolLoop(toolbox, asked, max_rounds=arguments.max_tool_rounds)
+    loop = ToolLoop(session.toolbox, asked, max_rounds=arguments.max_tool_rounds)
+    request = interactive.request(arguments, session.config, prompt, session.constraint)
     said = answer(
-        Turn(service, tokenizer, interactive.request(arguments, config, prompt)),
+        Turn(session.service, tokenizer, request),
         loop,
         max_tokens=arguments.max_tokens,
         stream=lambda turn: _show(turn, printer),

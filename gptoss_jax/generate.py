@@ -6,11 +6,11 @@ import json
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed, interactive
 from gptoss_jax.answer import answer
+from gptoss_jax.constraint_flags import add_constraints, constraint_of
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.inference.requests import MOST_LOGPROBS
 from gptoss_jax.tools.loop import ToolLoop
@@ -18,9 +18,6 @@ from gptoss_jax.tools.tool import Toolbox
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Completion, Turn
-    from gptoss_jax.text import Tokenizer
-    from gptoss_jax.text.constraints import Constraint
-    from gptoss_jax.text.harmony import ResponseFormat
 
 _EXAMPLES = [
     '"What is 347 + 586?"',
@@ -51,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "-n", "--n", type=cli.number(int, 1), default=1, metavar="N", help="answers; seeds count up"
     )
-    _add_constraints(parser)
+    add_constraints(parser)
     interactive.add_tools(parser)
     reasoning = interactive.add_reasoning(parser)
     reasoning.add_argument(
@@ -67,16 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     output.add_argument("--stats", action="store_true", help="timings on stderr")
     return parser
-
-
-def _add_constraints(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "Constraints", "of the answer; the reasoning before it stays free. One of:"
-    ).add_mutually_exclusive_group()
-    group.add_argument("--json-schema", metavar="FILE", type=Path, help="JSON of a JSON Schema")
-    group.add_argument("--regex", metavar="RE", help="text that a regular expression matches")
-    group.add_argument("--grammar", metavar="FILE", type=Path, help="text of a Lark grammar")
-    group.add_argument("--xml-schema", metavar="FILE", type=Path, help="XML of an XML Schema")
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -113,22 +100,17 @@ def _check_together(arguments: argparse.Namespace) -> None:
         raise UsageError("--raw continues the prompt as it is; leave out --system and --developer")
     if arguments.logprobs is not None and not arguments.json:
         raise UsageError("--logprobs is shown by --json alone; add it")
-    if not interactive.wants_tools(arguments):
-        return
-    if arguments.raw:
+    if arguments.raw and interactive.wants_tools(arguments):
         raise UsageError(
             "--raw continues the prompt as it is, without tools; leave one of them out"
         )
-    files = (arguments.json_schema, arguments.grammar, arguments.xml_schema)
-    if any(files) or arguments.regex is not None:
-        raise UsageError("a constraint leaves no way to call tools; leave one of them out")
 
 
 def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Turn, ToolLoop]]":
     """Everything up to the first token; what can be wrong without JAX is found before it loads."""
     text = _read_prompt(arguments) if distributed.prints() else ""
     tokenizer, config = interactive.find(arguments)
-    constraint, formats = _constraint(arguments, tokenizer)
+    constraint, formats = constraint_of(arguments, tokenizer, toolbox, raw=arguments.raw)
     from gptoss_jax.inference import completion
     from gptoss_jax.inference.requests import check_prompt, copies
     from gptoss_jax.text.harmony import render_conversation
@@ -164,32 +146,6 @@ def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Tur
         )
         for one in asked
     ]
-
-
-def _constraint(
-    arguments: argparse.Namespace, tokenizer: "Tokenizer"
-) -> "tuple[Constraint | None, list[ResponseFormat]]":
-    """What the answer must follow, and what the prompt says of it."""
-    file = arguments.json_schema or arguments.grammar or arguments.xml_schema
-    if file is None and arguments.regex is None:
-        return None, []
-    from gptoss_jax.text import constraints
-    from gptoss_jax.text.harmony import ResponseFormat
-
-    text = file.expanduser().read_text(encoding="utf-8") if file else ""
-    formats = []
-    try:
-        if arguments.json_schema:
-            schema = json.loads(text)
-            formats = [ResponseFormat("answer", schema)] if isinstance(schema, dict) else []
-            answer = constraints.json_schema(schema)
-        elif file:
-            answer = constraints.lark(text) if arguments.grammar else constraints.xml(text)
-        else:
-            answer = constraints.regex(arguments.regex)
-        return constraints.Constraint(tokenizer, answer, raw=arguments.raw), formats
-    except (ValueError, constraints.GrammarError) as error:
-        raise UserError(f"{file or f'--regex {arguments.regex}'}: {error}") from None
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:

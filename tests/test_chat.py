@@ -86,6 +86,17 @@ def test_a_conversation(tmp_path):
     assert [m["content"] for m in said] == ["What is 347 + 586?", "933", "Add 12 and 9", "21"]
 
 
+def test_every_answer_follows_the_constraint():
+    done = subprocess.run(
+        [*COMMAND, "--regex", "<[0-9]+>"],
+        input="What is 347 + 586?\nAdd 12 and 9",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "<933>\n<21>\n"), done.stderr
+
+
 class Rambling:
     """A turn that goes on until it is interrupted, by a user who presses Ctrl-C at the third."""
 

@@ -37,7 +37,8 @@ class Function(Tool):
         """
         self._function = function
         description = inspect.getdoc(function) or ""
-        self.description = ToolFunction(function.__name__, description, _schema(function))
+        schema = _schema(function)
+        self.description = ToolFunction(function.__name__, description, schema, strict=True)
 
     def run(self, text: str) -> str:
         """What the function returns, as JSON unless it is text."""
@@ -57,7 +58,12 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any] | None:
     required = [p.name for p in parameters if p.default is p.empty]
     if not properties:
         return None
-    return {"type": "object", "properties": properties, "required": required}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 def _type_schema(hint: Any) -> dict[str, Any]:

@@ -55,8 +55,10 @@ def test_annotations_are_the_schema(tools):
             "parts": {"type": "array", "items": {"type": "string"}, "default": None},
         },
         "required": ["place"],
+        "additionalProperties": False,
     }
     assert nothing.parameters is None
+    assert weather.strict and nothing.strict
 
 
 @pytest.mark.parametrize(

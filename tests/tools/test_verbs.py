@@ -1,13 +1,21 @@
 """`generate` and `chat` with tools, as a user runs them with nano."""
 
+import argparse
 import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from gptoss_jax.constraint_flags import constraint_of
+from gptoss_jax.errors import UsageError
+from gptoss_jax.text.harmony import ToolNamespace
+from gptoss_jax.tools.functions import Function
+from gptoss_jax.tools.tool import Toolbox
 
 README = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
 
@@ -108,6 +116,41 @@ def test_chat_remembers_what_a_tool_said(calculator, tmp_path):
     assert again.stdout == "47213\n"
 
 
+def test_a_call_instead_of_a_constrained_answer_and_the_answer_after_it(calculator):
+    words = ["--functions", str(calculator), "--regex", "<[0-9]+>", "--show-reasoning"]
+    done = run("generate", *words, "4821 * 37")
+    assert (done.returncode, done.stdout) == (0, "<178377>\n"), done.stderr
+    assert "[functions.calculator] 178377" in done.stderr
+
+
+def test_arguments_of_functions_follow_their_annotations(tmp_path):
+    file = tmp_path / "calculator.py"
+    file.write_text(
+        "from typing import Literal\n"
+        "def calculator(expression: Literal['1+1', '2*3']) -> str:\n"
+        '    """Evaluates an arithmetic expression."""\n'
+        "    return {'1+1': '2', '2*3': '6'}[expression]\n"
+    )
+    done = run("generate", "--functions", str(file), "--json", "4821 * 37")
+    said = json.loads(done.stdout)["messages"]
+    (call,) = (m for m in said if m["role"] == "assistant" and m.get("recipient"))
+    assert json.loads(call["content"])["expression"] in ("1+1", "2*3")
+
+
+@pytest.mark.fast
+def test_python_takes_no_constraint_and_functions_beside_it_none():
+    def nothing() -> str:
+        return ""
+
+    python = SimpleNamespace(description=ToolNamespace("python"), recipient="python")
+    box = Toolbox([python, Function(nothing)])  # pyright: ignore[reportArgumentType]
+    flags = argparse.Namespace(json_schema=None, grammar=None, xml_schema=None, regex=None)
+    assert constraint_of(flags, None, box) == (None, [])  # pyright: ignore[reportArgumentType]
+    flags.regex = "a"
+    with pytest.raises(UsageError, match="a constraint leaves no way to call python"):
+        constraint_of(flags, None, box)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -115,7 +158,6 @@ def test_chat_remembers_what_a_tool_said(calculator, tmp_path):
         (["--mcp", "/no/such/server"], 1, "/no/such/server"),
         (["--tool", "browser"], 2, "browser"),
         (["--tool", "python", "--raw"], 2, "--raw continues the prompt as it is, without tools"),
-        (["--tool", "python", "--regex", "a"], 2, "a constraint leaves no way to call tools"),
         (["--max-tool-rounds", "-1"], 2, "--max-tool-rounds"),
     ],
 )
