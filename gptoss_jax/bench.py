@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     users = {"type": cli.number(int, 1), "nargs": "+", "metavar": "N"}
     serve.add_argument("--users", default=[1, 4, 16, 32], **users)
     serve.add_argument("--requests", type=cli.number(int, 1), default=6, help="of each user")
+    serve.add_argument("--constrained", action="store_true", help="answers are JSON of a schema")
     serve.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     serve.add_argument("--json", action="store_true", help="one JSON object")
     serve.add_argument("--plot", metavar="FILE", type=Path, help="write a picture")
@@ -122,17 +123,21 @@ def _model(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     import jax
-    import jax.numpy as jnp
 
     from gptoss_jax.benchmarks import serving
-    from gptoss_jax.checkpoint.load import load_model
-    from gptoss_jax.loading import checkpoint_directory, choose_mesh
+    from gptoss_jax.loading import checkpoint_directory, choose_mesh, load
     from gptoss_jax.model.config import read_config
+    from gptoss_jax.text.constraints import Constraint, json_schema
 
     checkpoint = checkpoint_directory(arguments.checkpoint)
     mesh = choose_mesh(read_config(checkpoint), arguments.mesh)
-    model = load_model(checkpoint, dtype=jnp.dtype(arguments.dtype), mesh=mesh)
-    loads = serving.measure(model, arguments.users, arguments.requests)
+    model, tokenizer = load(checkpoint, dtype=arguments.dtype, mesh=mesh)
+    constraint = None
+    if arguments.constrained:
+        if tokenizer is None:
+            raise UserError(f"{arguments.checkpoint}: no tokenizer in it")
+        constraint = Constraint(tokenizer, json_schema(serving.SCHEMA), raw=True)
+    loads = serving.measure(model, arguments.users, arguments.requests, constraint)
     if arguments.plot:
         serving.draw(loads, arguments.plot)
     result = {
@@ -147,8 +152,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    for load in result.pop("loads"):
-        _print(load | {key: " / ".join(f"{x:.1f}" for x in load[key]) for key in _PAIRS})
+    for one in result.pop("loads"):
+        _print(one | {key: " / ".join(f"{x:.1f}" for x in one[key]) for key in _PAIRS})
         print()
     _print(result)
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,12 @@ from gptoss_jax.inference.requests import Request
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.training.speed import active_parameters, matmul_rate
 
+if TYPE_CHECKING:
+    from gptoss_jax.text.constraints import Constraint
+
+# What constrained answers are: longer than any that is asked for.
+_RECORD = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+SCHEMA = {"type": "array", "items": _RECORD | {"required": ["name", "age"]}, "minItems": 100}
 # Tokens: lognormal around a median, cut at both ends.
 PROMPTS = {"median": 120, "sigma": 0.8, "least": 16, "most": 1024}
 ANSWERS = {"median": 80, "sigma": 0.7, "least": 8, "most": 384}
@@ -39,7 +46,8 @@ class Load:
       token_ms: from one token of a request to the next; median and 95th percentile of requests.
       occupancy: sequences in a decode call for each of its rows.
       reused: share of prompt tokens that were cached already.
-      host_ms: a device call's time of the host that the device waits for.
+      host_ms: a device call's time of the host that the device waits for, masks included.
+      mask_share: of all the time, what the host takes for masks of constrained requests.
       matmul_share: of the machine's measured rate, counting active weights; prompts included.
     """
 
@@ -51,6 +59,7 @@ class Load:
     occupancy: float
     reused: float
     host_ms: float
+    mask_share: float
     matmul_share: float
 
 
@@ -60,19 +69,28 @@ def lengths(distribution: dict[str, float], count: int, rng: np.random.Generator
     return np.clip(drawn, distribution["least"], distribution["most"]).astype(int).tolist()
 
 
-def measure(model: GptOss, users: Sequence[int], each: int) -> list[Load]:
-    """A load for each number of users, `each` requests a user."""
+def measure(
+    model: GptOss, users: Sequence[int], each: int, constraint: "Constraint | None" = None
+) -> list[Load]:
+    """A load for each number of users, `each` requests a user, all of which follow a constraint."""
     machine = matmul_rate()
-    return [_measure(model, count, each, machine) for count in users]
+    return [_measure(model, count, each, machine, constraint) for count in users]
 
 
-def _measure(model: GptOss, users: int, each: int, machine: float) -> Load:
+def _measure(
+    model: GptOss, users: int, each: int, machine: float, constraint: "Constraint | None"
+) -> Load:
     config = model.config
     rng = np.random.default_rng(users)
     count = users * each
     sizes = zip(lengths(PROMPTS, count, rng), lengths(ANSWERS, count, rng), strict=True)
     asked = [
-        Request(rng.integers(0, config.vocab_size, prompt).tolist(), answer, temperature=0.0)
+        Request(
+            rng.integers(0, config.vocab_size, prompt).tolist(),
+            answer,
+            temperature=0.0,
+            constraint=constraint,
+        )
         for prompt, answer in sizes
     ]
     room = min(config.max_context, int(PROMPTS["most"] + ANSWERS["most"]))
@@ -85,11 +103,11 @@ def _measure(model: GptOss, users: int, each: int, machine: float) -> Load:
     taken = time.perf_counter() - began
     after = engine.timings
     prompts = sum(len(r.prompt) for r in again)
-    answers = sum(r.max_tokens for r in again)
+    answers = sum(made for _, _, made in sequences)
     device = after.prefill_s - before.prefill_s + after.decode_s - before.decode_s
     firsts = [1e3 * (seen[0] - submitted) for submitted, seen, _ in sequences]
     between = [1e3 * (seen[1] - seen[0]) / (made - 1) for _, seen, made in sequences if made > 1]
-    rows = after.decode_rows - before.decode_rows
+    rows, calls = after.decode_rows - before.decode_rows, after.calls - before.calls
     return Load(
         users=users,
         requests=count,
@@ -98,7 +116,8 @@ def _measure(model: GptOss, users: int, each: int, machine: float) -> Load:
         token_ms=_median_and_95(between),
         occupancy=(after.decode_tokens - before.decode_tokens) / rows,
         reused=1 - (after.prefill_tokens - before.prefill_tokens) / prompts,
-        host_ms=1e3 * max(0.0, taken - device) / (after.calls - before.calls),
+        host_ms=1e3 * max(0.0, taken - device) / calls,
+        mask_share=(after.mask_s - before.mask_s) / taken,
         matmul_share=2 * active_parameters(config) * (prompts + answers) / taken / machine,
     )
 

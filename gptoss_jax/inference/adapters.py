@@ -74,9 +74,9 @@ class Resident:
 class Adapters:
     """The adapters of an engine, by name.
 
-    They are loaded and unloaded between the engine's steps, by the thread that makes those: before
-    a `Service` begins, not while it runs. Factors are kept in the model's compute
-    dtype, in which they are multiplied.
+    They are loaded and unloaded between the engine's steps, by the thread that makes those: a
+    `Service` has `between_steps` for that. Factors are kept in the model's compute dtype, in which
+    they are multiplied.
 
     Attributes:
       model: the network with room for them beside its weights, whose arrays it shares.

@@ -4,12 +4,16 @@ import asyncio
 import atexit
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from typing import TypeVar
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import requests
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request, TokenLogprobs
 from gptoss_jax.inference.runner import Timings
+
+_T = TypeVar("_T")
 
 
 class ServiceError(RuntimeError):
@@ -175,6 +179,7 @@ class Service:
         self._changed = threading.Condition()
         self._new: list[Stream] = []
         self._open: list[Stream] = []
+        self._errands: list[tuple[Callable[[], None], Future]] = []
         self._count = 0
         self._stop: StoppedError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -198,14 +203,37 @@ class Service:
         self.engine.limit_of(request)
         stream = Stream(request)
         with self._changed:
-            if self._stop is not None:
-                raise StoppedError(str(self._stop)) from self._stop.__cause__
+            self._check_running()
             if self._count >= self._max_open:
                 raise OverloadedError(f"{self._count} requests are open; try again later")
             self._count += 1
             self._new.append(stream)
             self._changed.notify()
         return stream
+
+    def between_steps(self, function: Callable[[Engine], _T]) -> _T:
+        """What a function makes of the engine, called by its thread between two steps.
+
+        As to load an adapter: `service.between_steps(lambda its: its.adapters.load(name, file))`.
+        Every answer waits as long.
+
+        Raises:
+          StoppedError: the service was closed, or its engine failed.
+          Exception: what the function raises; the service goes on.
+        """
+        done: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function(self.engine))
+            except Exception as error:
+                done.set_exception(error)
+
+        with self._changed:
+            self._check_running()
+            self._errands.append((run, done))
+            self._changed.notify()
+        return done.result()
 
     def follow(self, stream: Stream) -> Iterator[list[int]]:
         """A submitted request's new tokens as they come, as `Engine.follow`."""
@@ -236,6 +264,10 @@ class Service:
         """Closes."""
         self.close()
 
+    def _check_running(self) -> None:
+        if self._stop is not None:
+            raise StoppedError(str(self._stop)) from self._stop.__cause__
+
     # --- The thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -257,11 +289,16 @@ class Service:
     def _take_new(self) -> bool:
         """Waits for work and gives it to the engine; False: the service is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._new or self._stop or self.engine.busy)
+            self._changed.wait_for(
+                lambda: self._new or self._errands or self._stop or self.engine.busy
+            )
             if self._stop:
                 return False
             new, self._new = self._new, []
+            errands, self._errands = self._errands, []
             self._open += new
+        for run, _ in errands:
+            run()
         for stream in new:
             try:
                 stream._begin(self.engine.submit(stream.request))
@@ -277,6 +314,9 @@ class Service:
     def _end_all(self, why: StoppedError) -> None:
         with self._changed:
             streams, self._open, self._new, self._count = self._open + self._new, [], [], 0
+            errands, self._errands = self._errands, []
+        for _, done in errands:
+            done.set_exception(StoppedError(str(why)))
         for stream in streams:
             # An exception keeps the traceback of whoever raised it: one for each.
             own = StoppedError(str(why))

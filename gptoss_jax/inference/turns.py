@@ -7,7 +7,7 @@ from typing import Any
 from gptoss_jax.inference.completion import ended_by, message_dict
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.reading import TurnReader
-from gptoss_jax.inference.requests import Request, Sequence
+from gptoss_jax.inference.requests import Request, Sequence, TokenLogprobs
 from gptoss_jax.text import Tokenizer
 from gptoss_jax.text.harmony import to_turn
 
@@ -22,12 +22,14 @@ class BatchTurn:
       messages: every harmony message, as `Completion.messages` has it.
       finish_reason: "stop" (by the model or a stop string), "tool_calls", "length" (a constrained
         answer may be brought to a legal end then) or "error" (its constraint gave up).
+      logprobs: of each token, where the request asks for them.
     """
 
     tokens: list[int]
     text: str
     messages: list[dict[str, Any]]
     finish_reason: str
+    logprobs: list[TokenLogprobs] | None = None
 
 
 def turn_of(tokenizer: Tokenizer, tokens: list[int], stops: Iterable[str] = ()) -> BatchTurn:
@@ -57,7 +59,11 @@ def turns(engine: Engine, tokenizer: Tokenizer, asked: Iterable[Request]) -> Ite
                 if fresh in under_way and under_way[fresh].take(fresh):
                     engine.cancel(fresh)
         one = under_way.pop(sequence)
-        yield _turn(tokenizer, one.tokens, one.reader, sequence.cut_short)
+        turn = _turn(tokenizer, one.tokens, one.reader, sequence.cut_short)
+        if sequence.request.logprobs is not None:
+            told = sequence.logprobs[: len(one.tokens)]
+            turn = dataclasses.replace(turn, logprobs=told)
+        yield turn
 
 
 @dataclasses.dataclass

@@ -308,6 +308,22 @@ def test_what_the_engine_refuses_later_is_that_reader_s_alone(model):
         assert len(joined(service.submit(Request([1, 2], 5)))) == 5
 
 
+def test_what_is_run_between_steps_reaches_its_caller_and_disturbs_nobody(model):
+    engine = engine_of(model)
+    asked = Request([1, 2], 30, temperature=0.0)
+    expected = alone(engine, [asked])[0]
+    with Service(engine) as service:
+        stream = service.submit(asked)
+        assert service.between_steps(lambda its: its is engine) is True
+        with pytest.raises(UserError, match="no room for adapters"):
+            service.between_steps(lambda its: its.adapters)
+        assert joined(stream) == expected
+        ran_on = service.between_steps(lambda _: threading.current_thread())  # it sleeps
+        assert ran_on is service._thread
+    with pytest.raises(StoppedError):
+        service.between_steps(lambda _: None)
+
+
 def test_a_program_that_forgets_to_close_ends():
     code = (
         "import gptoss_jax\n"
