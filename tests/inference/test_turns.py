@@ -28,12 +28,15 @@ def test_a_stop_string_ends_its_own_turn(nano, engine):
     prompt = render_chat(tokenizer, QUESTION)
     free = Request(prompt, 150, temperature=0.0)
     # In the reasoning there are 3s as well.
-    stopped = Request(prompt, 150, temperature=0.0, stop=("33",))
+    stopped = Request(prompt, 150, temperature=0.0, stop=("33",), logprobs=1)
     first, second = turns(engine, tokenizer, [stopped, free])
     assert (first.text, first.finish_reason) == ("9", "stop")
     assert (second.text, second.finish_reason) == ("933", "stop")
     assert first.tokens == second.tokens[: len(first.tokens)]
     assert [m["content"] for m in first.messages][1:] == ["9"]
+    assert first.logprobs is not None and second.logprobs is None
+    likeliest = [id_ for told in first.logprobs for id_, _ in told.likeliest]
+    assert likeliest == first.tokens
 
 
 def test_what_has_stopped_is_cancelled_within_a_step(nano, engine):

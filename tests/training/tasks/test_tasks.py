@@ -5,13 +5,14 @@ import itertools
 import json
 import random
 import re
+import statistics
 import string
 
 import pytest
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.training import tasks
-from gptoss_jax.training.tasks import SKILLS, SPLITS, arithmetic, words
+from gptoss_jax.training.tasks import SKILLS, SPLITS, arithmetic, beyond, words
 from gptoss_jax.training.tasks.evaluation import Score, evaluate, table, well_formed
 from gptoss_jax.training.tasks.problem import Problem, ToolCall, belongs
 from gptoss_jax.training.tasks.vocabulary import NOUNS, OTHERS, word
@@ -213,6 +214,36 @@ def test_grading_takes_what_a_person_would():
     for arguments in ('{"expression":"4+3"}', "{}", "4*3", '{"expression":"__import__(1)"}', "[]"):
         assert not call.grade("", ToolCall("functions.calculator", arguments))
     assert not call.grade("", ToolCall("functions.weather", '{"expression":"4*3"}'))
+
+
+def test_far_values_are_at_every_distance_beyond_the_original_context(tokenizer):
+    distances = []
+    for problem in drawn("recall_far", count=300):
+        (key,) = re.findall(r"\['([a-z]+)'\]$", problem.key)
+        after = re.split(rf"(?<![a-z]){key}(?:: |=| is )", asked(problem), maxsplit=1)[1]
+        distances.append(len(tokenizer.encode(after)))
+    assert min(distances) > 256 and max(distances) >= 1024
+    assert statistics.median(distances) > 550
+
+
+def test_what_is_refused_is_no_skill_in_other_words():
+    """Two whole numbers that a skill would take are left to it."""
+    draw, seen = random.Random(0), 0
+    for _ in range(3000):
+        text = beyond.hard_sum(draw)
+        runs = re.findall(r"[-+*×x/^%(.√|\d ]*\d[-+*×x/^%).!|\d ]*", text)
+        words = re.search(r"(?<![\d.-])(\d+) (plus|minus|times) (\d+)(?![\d.])", text)
+        alone = len(runs) == 1 and re.fullmatch(r" *(\d+) ?([-+*×x]) ?(\d+)[ .]*", runs[0])
+        found = words or alone
+        if not found or len(re.findall(r"\d+", text)) > 2:
+            continue
+        seen += 1
+        low, high = sorted((int(found[1]), int(found[3])))
+        if found[2] in ("*", "×", "x", "times"):
+            assert low > 9 or high > 99, text
+        else:
+            assert high > 9999, text
+    assert seen > 500
 
 
 def test_several_values_are_right_with_and_without_their_keys():
