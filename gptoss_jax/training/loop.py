@@ -229,15 +229,21 @@ class _Loop:
         return self._programs[name]
 
     def _check(self, metrics: dict[str, np.ndarray], where: str) -> None:
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(metrics[name]):
-                good = self._checkpoints.latest
-                kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint yet"
-                shown = name.replace("_", " ")
-                raise UserError(
-                    f"step {self._done}: the {shown} is {float(metrics[name])}; batch "
-                    f"{self._done}: {where}; {kept}"
-                )
+        """Stops the run at numbers that are none, so that no checkpoint is of such."""
+        problems = [
+            f"the {name.replace('_', ' ')} is {float(metrics[name])}"
+            for name in ("loss", "gradient_norm")
+            if not math.isfinite(metrics[name])
+        ]
+        # Popped: metrics are of steps that are good.
+        if not metrics.pop("finite"):
+            problems.append("the update gives parameters or optimizer state that are not finite")
+        if problems:
+            good = self._checkpoints.latest
+            kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint yet"
+            raise UserError(
+                f"step {self._done}: {problems[0]}; batch {self._done}: {where}; {kept}"
+            )
 
     def _log(self, metrics: dict[str, np.ndarray]) -> None:
         step, every = self._done, self._config.log_every

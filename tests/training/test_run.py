@@ -161,7 +161,7 @@ def test_the_export_loads_with_its_tokenizer(whole, tokenizer):
 def run(config_path, tmp_path, capsys, monkeypatch):
     """Runs in this process, with the last line of stderr; a function stands for the train step."""
 
-    def to_end(loss_of_step, *words):
+    def to_end(loss_of_step, *words, overflows=None):
         def fake(function, state, base, batch, donate):
             assert base is None
             compiled.append((int(state.step), function.keywords))
@@ -170,6 +170,7 @@ def run(config_path, tmp_path, capsys, monkeypatch):
                 done = state.step + 1
                 loss = np.float32(loss_of_step(int(done)))
                 metrics = {"loss": loss, "learning_rate": 0.1, "gradient_norm": 1.0}
+                metrics["finite"] = int(done) != overflows
                 return dataclasses.replace(state, step=done), metrics
 
             return program
@@ -191,6 +192,17 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5]
     assert (tmp_path / "loss.png").exists()
+
+
+def test_an_update_that_overflows_stops_the_run(run, tmp_path):
+    """In a step whose state would be saved; its loss, of the parameters before, is a number."""
+    code, line = run(lambda step: 2, overflows=8)
+    assert code == 1
+    assert line.startswith("error: step 8: the update gives parameters or optimizer state that are")
+    assert "; batch 8: " in line
+    assert line.endswith("the checkpoint of step 4 is kept")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert "finite" not in read(tmp_path)[-1]
 
 
 def test_experts_are_quantised_from_their_step_on(run):
