@@ -118,7 +118,8 @@ def test_a_run_goes_on_over_another_mesh(start, whole, adapter_of, tmp_path):
         (["--config.lora.layers=0-5"], "error: lora.layers: 2 is none of the 2 layers"),
         (["--config.lora.layers=one"], "error: config.lora.layers: 'one' is neither"),
         (["--config.base="], "error: config.base: empty; name the checkpoint"),
-        (["--config.base=/nowhere"], "error: /nowhere: no such directory"),
+        (["--config.lora.layers=1-0"], "error: config.lora.layers: '1-0' ends before it begins"),
+        (["--config.base=/nowhere"], "error: config.base: /nowhere: no such directory"),
         (["--config.data.sequence_length=600"], "error: config.data.sequence_length: 600 is more"),
     ],
 )
