@@ -58,7 +58,7 @@ def run(
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
     with (
         _stop_signal() as stopping,
-        contextlib.closing(directory),
+        directory,
         Checkpoints(workdir / "checkpoints", config.keep) as kept,
     ):
         loop = _Loop(trainer, base, sources, directory, kept)

@@ -229,11 +229,39 @@ def test_sigterm_ends_the_step_and_saves(run, tmp_path):
 
 def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
     RunDirectory(tmp_path, config, "cpu")
+    assert not list(tmp_path.glob("*.tmp"))
     config.steps = 50
     assert RunDirectory(tmp_path, config, "cpu").changed == ["steps"]
     config.model.num_layers = 3
     with pytest.raises(UserError, match=r"has config\.model\.num_layers=1, not 3; give another"):
         RunDirectory(tmp_path, config, "cpu")
+
+
+def test_a_damaged_file_of_a_run_is_named(config, tmp_path):
+    directory = RunDirectory(tmp_path, config, "cpu")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"ste\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: no metrics of a step; remove the line"):
+        directory.begin(2)
+    (tmp_path / "config.json").write_text('{"seed": 0, "st')
+    with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):
+        RunDirectory(tmp_path, config, "cpu")
+
+
+def test_a_full_disk_is_named(config, tmp_path, file_limit):
+    """The run's files are as they were; the error that ends the run stays the first."""
+    config_json = tmp_path / "config.json"
+    RunDirectory(tmp_path, config, "cpu")
+    before = config_json.read_bytes()
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: .*File too large"),
+        RunDirectory(tmp_path, config, "cpu") as directory,
+    ):
+        directory.begin(0)
+        file_limit(500)
+        directory.record(1, "train", {"loss": np.float32(1), "use_LE": np.ones((9, 32))})
+    with pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: "):
+        RunDirectory(tmp_path, config, "cpu")
+    assert config_json.read_bytes() == before
 
 
 def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
@@ -281,6 +309,25 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, file_limit):
     whole = int(loaded.step)
     assert data == [{"next": whole}]
     np.testing.assert_array_equal(loaded.params["w"], states[whole].params["w"])
+
+
+def test_a_disk_that_is_full_on_the_way_is_one_line(start, tmp_path):
+    """Orbax's threads would print a thousand."""
+    process, shown = start(tmp_path), []
+    with process:
+        for line in process.stderr:
+            shown.append(line)
+            if line.startswith("step 6/"):
+                # The file system's refusal to write more, from here on.
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+    assert process.returncode == 1, shown
+    assert len(shown) < 60, shown
+    begin = (
+        f"error: {tmp_path / 'checkpoints'}: a checkpoint could not be written, that of step 4 is"
+    )
+    assert shown[-1].startswith(begin)
+    assert [line for line in shown if "error" in line] == shown[-1:]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("?")] == ["4"]
 
 
 def test_a_work_directory_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
