@@ -15,7 +15,7 @@ from tensorboardX.proto import event_pb2
 from gptoss_jax import train
 from gptoss_jax.checkpoint import load_model
 from gptoss_jax.errors import UserError
-from gptoss_jax.training import loop, settings
+from gptoss_jax.training import loop, settings, sources
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.step import State, Trainer
@@ -161,10 +161,11 @@ def test_the_export_loads_with_its_tokenizer(whole, tokenizer):
 def run(config_path, tmp_path, capsys, monkeypatch):
     """Runs in this process, with the last line of stderr; a function stands for the train step."""
 
-    def to_end(loss_of_step, *words, overflows=None):
+    def to_end(loss_of_step, *words, overflows=None, while_compiling=lambda: None):
         def fake(function, state, base, batch, donate):
             assert base is None
             compiled.append((int(state.step), function.keywords))
+            while_compiling()
 
             def program(state, base, batch):
                 done = state.step + 1
@@ -225,6 +226,23 @@ def test_sigterm_ends_the_step_and_saves(run, tmp_path):
     code, line = run(lambda step: np.inf if step == 9 else 2)  # goes on from there
     assert line.startswith("error: step 9: the loss is inf")
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_sigterm_before_the_first_step_is_no_failure(run, tmp_path, monkeypatch):
+    """While data is read, and while the step compiles; what was saved stays as it was."""
+
+    def term(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    said = "stopped by SIGTERM before a step; there is nothing new to save; run again to go on"
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "open_sources", term)
+        assert run(lambda step: 2) == (0, said)
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    assert run(lambda step: np.nan if step == 6 else 2)[0] == 1
+    assert run(lambda step: 2, while_compiling=term) == (0, said)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
