@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.transformer import GptOss
-from gptoss_jax.training import reference, speed, spread
+from gptoss_jax.training import fingerprint, reference, speed, spread
 from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.export import export, export_adapter
@@ -58,7 +58,8 @@ def run(
     trainer = Trainer(config, base.sizes, mesh, base.abstract(jnp.dtype(config.dtype)))
     for line in trainer.described():
         _say(line)
-    directory = RunDirectory(workdir, config, jax.devices()[0].device_kind)
+    begun = None if base.directory is None else fingerprint.of_checkpoint(base.directory)
+    directory = RunDirectory(workdir, config, jax.devices()[0].device_kind, begun)
     if directory.changed:
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
     with (

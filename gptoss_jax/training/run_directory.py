@@ -28,22 +28,24 @@ class RunDirectory:
     """The files of a run, which process 0 writes; use as a context, whose end plots.
 
     config.json, versions.json     written at the start
+    base.json                      which checkpoint it began from, if from one
     metrics.jsonl                  one object a line: {"step": …, "split": "train", "loss": …}
     events.out.tfevents.*          the same scalars for TensorBoard
     loss.png                       training and validation loss
     """
 
-    def __init__(self, path: Path, config: settings.Settings, device: str):
+    def __init__(self, path: Path, config: settings.Settings, device: str, base: str | None = None):
         """Makes the directory, or goes on in one of the same config.
 
         Args:
           path: the work directory.
           config: the resolved config.
           device: what it runs on, for versions.json.
+          base: the fingerprint of the checkpoint it begins from, if it does.
 
         Raises:
-          UserError: the directory is of a run with another network or other data, or its
-            config.json is damaged. Here and below: the disk takes no more.
+          UserError: the directory is of a run with another network, base or other data, or a file
+            of it is damaged. Here and below: the disk takes no more.
         """
         self.path = path
         self._writes = jax.process_index() == 0
@@ -51,7 +53,11 @@ class RunDirectory:
         if self._writes:
             path.mkdir(parents=True, exist_ok=True)
             self.changed = _check_config(path / "config.json", config)
+            begun = {"directory": config.base, "fingerprint": base}
+            _check_base(path / "base.json", begun)
             with self._writing():
+                if base is not None:
+                    _write_json(path / "base.json", begun)
                 _write_json(path / "config.json", config.to_dict())
                 _write_json(path / "versions.json", _versions() | {"device": device})
         self._metrics = path / "metrics.jsonl"
@@ -169,6 +175,17 @@ def _check_config(file: Path, config: settings.Settings) -> list[str]:
                 f"{now[name]!r}; give another --workdir"
             )
     return changed
+
+
+def _check_base(file: Path, now: dict[str, Any]) -> None:
+    """Refuses other weights than the run began from, though they lie where those lay."""
+    before = read_json_object(file) if file.exists() else now
+    if before.get("fingerprint") != now["fingerprint"]:
+        raise UserError(
+            f"{file.parent}: the run there began from {before.get('directory')} with the "
+            f"fingerprint {before.get('fingerprint')}; {now['directory']} now has "
+            f"{now['fingerprint']}: put that base back, or give another --workdir"
+        )
 
 
 def _versions() -> dict[str, str]:

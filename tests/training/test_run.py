@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 
 import jax
@@ -15,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from gptoss_jax import train
 from gptoss_jax.checkpoint import load_model
 from gptoss_jax.errors import UserError
-from gptoss_jax.training import loop, settings, sources
+from gptoss_jax.training import fingerprint, loop, settings, sources
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.step import State, Trainer
@@ -255,9 +256,41 @@ def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
         RunDirectory(tmp_path, config, "cpu")
 
 
+def test_a_base_that_was_replaced_is_refused(config, tmp_path):
+    """Under the same path, with the same config and sizes; a copy of it elsewhere is the same."""
+    base, copy, workdir = (tmp_path / name for name in ("base", "copy", "run"))
+    config.base, data = str(base), bytearray(range(250)) * 2000
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(data)
+    shutil.copytree(base, copy)
+    was = fingerprint.of_checkpoint(base)
+    assert was == fingerprint.of_checkpoint(copy)
+    for _ in range(2):
+        RunDirectory(workdir, config, "cpu", was)
+    data[len(data) // 2] ^= 1
+    (base / "model.safetensors").write_bytes(data)
+    now = fingerprint.of_checkpoint(base)
+    with pytest.raises(UserError, match=f"began from {base} .*{was}; {base} now has {now}: put"):
+        RunDirectory(workdir, config, "cpu", now)
+
+
+def test_a_large_file_s_fingerprint_is_of_some_blocks(tmp_path):
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 33)  # sparse
+        seen = {fingerprint.of_checkpoint(tmp_path)}
+        for place in (0, 1 << 32, (1 << 33) - 1):
+            opened.seek(place)
+            opened.write(b"x")
+            opened.flush()
+            seen.add(fingerprint.of_checkpoint(tmp_path))
+    assert len(seen) == 4
+
+
 def test_a_damaged_file_of_a_run_is_named(config, tmp_path):
     directory = RunDirectory(tmp_path, config, "cpu")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"ste\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"ste\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: no metrics of a step; remove the line"):
         directory.begin(2)
     (tmp_path / "config.json").write_text('{"seed": 0, "st')
