@@ -82,7 +82,12 @@ class RunDirectory:
             return
         if self._metrics.exists():
             records = _read_records(self._metrics)
-            self._records = [record for record in records if record["step"] <= step]
+            # What is measured after the last step is measured again.
+            self._records = [
+                record
+                for record in records
+                if record["step"] <= step and record["split"] in ("train", "validation")
+            ]
         with self._writing():
             _write(self._metrics, "".join(json.dumps(record) + "\n" for record in self._records))
             self._events = Events(self.path, step + 1)
@@ -154,7 +159,7 @@ def _read_records(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            records.append(record | {"step": int(record["step"])})
+            records.append(record | {"step": int(record["step"]), "split": str(record["split"])})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file}:{number}: no metrics of a step; remove the line") from error
     return records

@@ -320,6 +320,7 @@ def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
     directory.begin(0)
     for step in (1, 2, 3):
         directory.record(step, "train", {"loss": np.float32(step), "use_LE": np.ones((1, 2))})
+    directory.record(2, "before packing", {"loss": 2.0})  # is measured anew
     directory.close()
     cut_off(tmp_path)
     directory = RunDirectory(tmp_path, config, "cpu")
