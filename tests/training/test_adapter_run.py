@@ -87,12 +87,12 @@ def killed(process, line):
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_killed_run_ends_with_the_same_bytes(start, whole, tmp_path):
-    killed(start(tmp_path, "--mesh", "data=1"), "step 7/")
+def test_a_killed_run_ends_with_the_same_bytes(start, whole, tmp_path, killed_at_random):
+    killed_at_random(start(tmp_path, "--mesh", "data=1"), 8)
     ended = start(tmp_path, "--mesh", "data=1")
     shown = ended.communicate()[1]
     assert ended.returncode == 0, shown
-    assert "resumed after step 4" in shown
+    assert shown.count("compiled the train step in") == ("resumed after step 12" not in shown)
     for name in (peft.WEIGHTS, peft.SINKS):
         one, other = ((folder / "export" / name).read_bytes() for folder in (whole[0], tmp_path))
         assert one == other
