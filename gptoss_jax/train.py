@@ -3,8 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
+
+if TYPE_CHECKING:
+    from gptoss_jax.training.stopping import Stop
 
 _EXAMPLES = [
     "--config configs/nano.py --workdir runs/nano",
@@ -46,7 +50,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.training.stopping import Stop, Stopped
+
+    with Stop() as stop:
+        try:
+            _run(arguments, stop)
+        except Stopped:
+            said = "stopped by SIGTERM before a step; there is nothing new to save"
+            print(f"{said}; run again to go on", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace, stop: "Stop") -> None:
     distributed.join(arguments)
+    if distributed.joined():
+        stop.at_once = False  # the others are to stop, too
     from gptoss_jax.training import settings
 
     config = settings.load(arguments.config, arguments.overrides)
@@ -57,7 +74,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from gptoss_jax.training import loop, spread
 
     mesh = spread.choose_mesh(config, found.sizes, arguments.mesh)
-    loop.run(config, found, data, arguments.workdir, mesh)
+    loop.run(config, found, data, arguments.workdir, mesh, stop)
 
 
 if __name__ == "__main__":

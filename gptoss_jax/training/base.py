@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gptoss_jax.checkpoint.load import load_model, open_source
+from gptoss_jax.errors import UserError
 from gptoss_jax.loading import checkpoint_directory, find_tokenizer
-from gptoss_jax.model.config import Config
+from gptoss_jax.model.config import Config, check_directory
 from gptoss_jax.model.transformer import GptOss, abstract
-from gptoss_jax.text import Tokenizer, tokenizer_for
+from gptoss_jax.text import TextError, Tokenizer, load_tokenizer, tokenizer_for
 from gptoss_jax.training.settings import ConfigError, Settings, model_config
 
 
@@ -48,15 +49,20 @@ def find(config: Settings) -> Base:
     """The base of a config, or its own sizes.
 
     Raises:
-      UserError: no such checkpoint, or what is wrong with its headers.
-      ConfigError: a field that does not go with it.
+      ConfigError: no such checkpoint, no such tokenizer, or a field that does not go with them.
+      UserError: what is wrong with the checkpoint's headers.
     """
+    named = _named_tokenizer(config)
     if not config.base:
-        tokenizer = tokenizer_for(None, config.tokenizer or None)
+        tokenizer = named or tokenizer_for(None)
         return Base(model_config(config, tokenizer.vocab_size), tokenizer, None)
     directory = checkpoint_directory(config.base)
+    try:
+        check_directory(directory)
+    except UserError as error:
+        raise ConfigError(f"config.base: {error}") from None
     sizes = open_source(directory).config
-    tokenizer = find_tokenizer(directory, sizes.vocab_size, config.tokenizer or None)
+    tokenizer = named or find_tokenizer(directory, sizes.vocab_size)
     if tokenizer is None:
         raise ConfigError(f"config.tokenizer: {directory} has none; name a file or a directory")
     if tokenizer.vocab_size > sizes.vocab_size:
@@ -68,6 +74,13 @@ def find(config: Settings) -> Base:
             f"{sizes.max_context} positions of {directory}"
         )
     return Base(sizes, tokenizer, directory)
+
+
+def _named_tokenizer(config: Settings) -> Tokenizer | None:
+    try:
+        return load_tokenizer(config.tokenizer) if config.tokenizer else None
+    except TextError as error:
+        raise ConfigError(f"config.tokenizer: {error}") from None
 
 
 def _widened(model: GptOss) -> GptOss:

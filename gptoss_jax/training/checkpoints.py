@@ -14,6 +14,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.training import orbax_output
 from gptoss_jax.training.step import State
 
 _DATA = "data"  # in a checkpoint's custom metadata
@@ -29,6 +30,7 @@ class Checkpoints:
           directory: holds one directory a checkpoint, named by the step.
           keep: how many of the latest stay.
         """
+        orbax_output.keep_short()
         policies: Any = ocp.training.save_decision_policies
         preservation: Any = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(

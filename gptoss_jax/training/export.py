@@ -1,6 +1,5 @@
 """What a run ends with: the packed checkpoint in the published layout; and its master weights."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from gptoss_jax.checkpoint import peft
 from gptoss_jax.checkpoint.output import GENERATION_FILE, generation_config, write_json
@@ -19,6 +17,7 @@ from gptoss_jax.model.config import Config
 from gptoss_jax.model.lora import Trained
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import tokenizer_for
+from gptoss_jax.training import run_directory
 from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.step import Trainer
@@ -94,10 +93,9 @@ def master_model(workdir: Path, sizes: Config) -> GptOss:
     Raises:
       UserError: there is no run, or no checkpoint of these sizes.
     """
-    file = workdir / "config.json"
-    if not file.is_file():
+    if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir}: no run directory; it has no config.json")
-    trainer = Trainer(ConfigDict(json.loads(file.read_text(encoding="utf-8"))), sizes)
+    trainer = Trainer(run_directory.read(workdir), sizes)
     with Checkpoints(workdir / "checkpoints", keep=1_000_000) as kept:
         if kept.latest is None:
             raise UserError(f"{workdir}: has no checkpoint")

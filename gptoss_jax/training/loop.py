@@ -1,11 +1,8 @@
 """The training loop: steps, evaluations, checkpoints, and the ways a run ends."""
 
-import contextlib
 import functools
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +16,7 @@ from jax.sharding import Mesh
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.errors import UserError
 from gptoss_jax.model.transformer import GptOss
-from gptoss_jax.training import reference, speed, spread
+from gptoss_jax.training import fingerprint, reference, speed, spread
 from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.export import export, export_adapter
@@ -29,12 +26,18 @@ from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.settings import Settings
 from gptoss_jax.training.sources import Sources
 from gptoss_jax.training.step import Trainer, compiled, in_parts, summary
+from gptoss_jax.training.stopping import Stop, Stopped
 
 _EXPERTS = " (MXFP4 experts)"  # of a step that rounds them
 
 
 def run(
-    config: Settings, base: Base, sources: Sources, workdir: Path, mesh: Mesh | None = None
+    config: Settings,
+    base: Base,
+    sources: Sources,
+    workdir: Path,
+    mesh: Mesh | None,
+    stop: Stop,
 ) -> None:
     """Trains, or goes on training, to the end or to a SIGTERM.
 
@@ -45,25 +48,27 @@ def run(
       workdir: the run directory; if it holds checkpoints the newest is gone on from. Of several
         processes it is one that all reach.
       mesh: of all processes' devices; None: the first device.
+      stop: hears SIGTERM.
 
     Raises:
+      Stopped: SIGTERM came before the first step.
       UserError: a loss that is no number; a work directory of another run; a target of an adapter
         that is none of the network's.
     """
     trainer = Trainer(config, base.sizes, mesh, base.abstract(jnp.dtype(config.dtype)))
     for line in trainer.described():
         _say(line)
-    directory = RunDirectory(workdir, config, jax.devices()[0].device_kind)
+    begun = None if base.directory is None else fingerprint.of_checkpoint(base.directory)
+    directory = RunDirectory(workdir, config, jax.devices()[0].device_kind, begun)
     if directory.changed:
         _say(f"config changed since this run began: {', '.join(directory.changed)}")
     with (
-        _stop_signal() as stopping,
-        contextlib.closing(directory),
+        directory,
         Checkpoints(workdir / "checkpoints", config.keep) as kept,
     ):
         loop = _Loop(trainer, base, sources, directory, kept)
         loop.begin()
-        if loop.steps(stopping):
+        if loop.steps(stop):
             loop.finish(workdir / "export")
     for split, source in (("training", sources.train), ("validation", sources.validation)):
         if source is not None and source.skipped:
@@ -150,12 +155,20 @@ class _Loop:
         """Of all devices, in one part of a step."""
         return self._config.batch_size // self._config.accumulation
 
-    def steps(self, stopping: threading.Event) -> bool:
-        """Runs to the last step (True), or to the end of a step in which it was told to stop."""
+    def steps(self, stop: Stop) -> bool:
+        """Runs to the last step (True), or to the end of a step in which it was told to stop.
+
+        Raises:
+          Stopped: it was told before.
+        """
         config = self._config
-        self._meter.start(self._done)
         if self._done < config.steps:
             rows = self._feed.batch()
+            self._ready(rows)  # compiling takes its time, in which it may be told
+        stop.at_once = False
+        if spread.any_of(stop.told):
+            raise Stopped
+        self._meter.start(self._done)
         while self._done < config.steps:
             where, data = self._feed.where(), self._feed.state()
             metrics = self._dispatch(rows)
@@ -168,10 +181,10 @@ class _Loop:
             last = self._done == config.steps
             if last or self._done % config.eval_every == 0:
                 self._evaluate()
-            stop = spread.any_of(stopping.is_set())
-            if last or self._done % config.checkpoint_every == 0 or stop:
+            stopping = spread.any_of(stop.told)
+            if last or self._done % config.checkpoint_every == 0 or stopping:
                 self._checkpoints.save(self._done, self.state, self._of_all_feeds(data))
-            if stop and not last:
+            if stopping and not last:
                 _say(f"stopped by SIGTERM after step {self._done}, now saved; run again to go on")
                 return False
         return True
@@ -205,6 +218,14 @@ class _Loop:
             )
 
     def _dispatch(self, rows: Batch) -> Any:
+        program, given = self._ready(rows)
+        # Of one part; the others' differ by how well their rows are filled.
+        self._meter.add(self._parts * int((rows.segments_BT > 0).sum()))
+        self.state, metrics = program(*given)
+        return metrics
+
+    def _ready(self, rows: Batch) -> tuple[Callable, tuple]:
+        """The next step's program, compiled where it has not been, and its arguments."""
         qat = 0 <= self._config.qat_start <= self._done
         batch = in_parts(rows, self._config.accumulation)
         batch = spread.placed(batch, self._sizes, self._mesh, self._parts)
@@ -213,10 +234,7 @@ class _Loop:
         step = functools.partial(self.trainer.train_step, qat=qat)
         program = self._program(f"train step{_EXPERTS * qat}", step, given, donate=(0,))
         self._meter.pause(time.perf_counter() - began)
-        # Of one part; the others' differ by how well their rows are filled.
-        self._meter.add(self._parts * int((rows.segments_BT > 0).sum()))
-        self.state, metrics = program(*given)
-        return metrics
+        return program, given
 
     def _program(
         self, name: str, function: Callable, arguments: tuple, donate: tuple = ()
@@ -229,15 +247,21 @@ class _Loop:
         return self._programs[name]
 
     def _check(self, metrics: dict[str, np.ndarray], where: str) -> None:
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(metrics[name]):
-                good = self._checkpoints.latest
-                kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint yet"
-                shown = name.replace("_", " ")
-                raise UserError(
-                    f"step {self._done}: the {shown} is {float(metrics[name])}; batch "
-                    f"{self._done}: {where}; {kept}"
-                )
+        """Stops the run at numbers that are none, so that no checkpoint is of such."""
+        problems = [
+            f"the {name.replace('_', ' ')} is {float(metrics[name])}"
+            for name in ("loss", "gradient_norm")
+            if not math.isfinite(metrics[name])
+        ]
+        # Popped: metrics are of steps that are good.
+        if not metrics.pop("finite"):
+            problems.append("the update gives parameters or optimizer state that are not finite")
+        if problems:
+            good = self._checkpoints.latest
+            kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint yet"
+            raise UserError(
+                f"step {self._done}: {problems[0]}; batch {self._done}: {where}; {kept}"
+            )
 
     def _log(self, metrics: dict[str, np.ndarray]) -> None:
         step, every = self._done, self._config.log_every
@@ -299,17 +323,6 @@ class _Loop:
         """The state of each part's feed, in the parts' order."""
         states = dict(spread.from_all([self._part, state]))
         return [states[part] for part in range(self._parts)]
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, as long as the context lasts."""
-    event = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _machines(mesh: Mesh | None) -> int:

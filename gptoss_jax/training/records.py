@@ -72,7 +72,7 @@ def _object(line: bytes, lists: set[str], form: str) -> dict[str, Any]:
 
 
 def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
-    tools = raw.get("tools") or []
+    tools = [] if raw.get("tools") is None else raw["tools"]
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UserError("tools: give a list of objects")
     effort, date = raw.get("reasoning_effort", "medium"), raw.get("current_date")

@@ -1,18 +1,22 @@
 """What a run leaves to look at: config, versions, metrics, TensorBoard events, a plot."""
 
+import contextlib
 import importlib.metadata
 import json
+import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.model.config import read_json_object
 from gptoss_jax.training import settings
+from gptoss_jax.training.events import Events
 
 _PACKAGES = ("gptoss_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What a run cannot change on the way: a checkpoint would not fit, or the data would be others.
@@ -21,24 +25,27 @@ _FREE = ("data.skip_bad", "data.paths", "data.validation_paths")  # the feed kno
 
 
 class RunDirectory:
-    """The files of a run, which process 0 writes.
+    """The files of a run, which process 0 writes; use as a context, whose end plots.
 
     config.json, versions.json     written at the start
+    base.json                      which checkpoint it began from, if from one
     metrics.jsonl                  one object a line: {"step": …, "split": "train", "loss": …}
     events.out.tfevents.*          the same scalars for TensorBoard
     loss.png                       training and validation loss
     """
 
-    def __init__(self, path: Path, config: settings.Settings, device: str):
+    def __init__(self, path: Path, config: settings.Settings, device: str, base: str | None = None):
         """Makes the directory, or goes on in one of the same config.
 
         Args:
           path: the work directory.
           config: the resolved config.
           device: what it runs on, for versions.json.
+          base: the fingerprint of the checkpoint it begins from, if it does.
 
         Raises:
-          UserError: the directory is of a run with another network or other data.
+          UserError: the directory is of a run with another network, base or other data, or a file
+            of it is damaged. Here and below: the disk takes no more.
         """
         self.path = path
         self._writes = jax.process_index() == 0
@@ -46,24 +53,44 @@ class RunDirectory:
         if self._writes:
             path.mkdir(parents=True, exist_ok=True)
             self.changed = _check_config(path / "config.json", config)
-            _write_json(path / "config.json", config.to_dict())
-            _write_json(path / "versions.json", _versions() | {"device": device})
+            begun = {"directory": config.base, "fingerprint": base}
+            _check_base(path / "base.json", begun)
+            with self._writing():
+                if base is not None:
+                    _write_json(path / "base.json", begun)
+                _write_json(path / "config.json", config.to_dict())
+                _write_json(path / "versions.json", _versions() | {"device": device})
         self._metrics = path / "metrics.jsonl"
         self._records: list[dict[str, Any]] = []
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What has ended the run is to be told, not that its plot cannot be written either.
+        with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
+            self.close()
 
     def begin(self, step: int) -> None:
-        """Takes up what there is up to this step; a killed run may have written further."""
+        """Takes up what there is up to this step; a killed run may have written further.
+
+        Raises:
+          UserError: a line of metrics.jsonl that is damaged, and not only cut off at the end.
+        """
         if not self._writes:
             return
         if self._metrics.exists():
-            lines = self._metrics.read_text(encoding="utf-8").split("\n")
-            # What follows the last line break is a line cut off, or nothing.
-            records = [json.loads(line) for line in lines[:-1]]
-            self._records = [record for record in records if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in self._records)
-        self._metrics.write_text(text, encoding="utf-8")
-        self._events = SummaryWriter(str(self.path), purge_step=step + 1)
+            records = _read_records(self._metrics)
+            # What is measured after the last step is measured again.
+            self._records = [
+                record
+                for record in records
+                if record["step"] <= step and record["split"] in ("train", "validation")
+            ]
+        with self._writing():
+            _write(self._metrics, "".join(json.dumps(record) + "\n" for record in self._records))
+            self._events = Events(self.path, step + 1)
 
     def record(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds a line of metrics; arrays become lists, and no scalars of TensorBoard."""
@@ -72,13 +99,12 @@ class RunDirectory:
         plain = {name: np.asarray(value).tolist() for name, value in values.items()}
         record = {"step": step, "split": split} | plain
         self._records.append(record)
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        scalars = {f"{split}/{k}": v for k, v in plain.items() if isinstance(v, int | float)}
         assert self._events is not None  # `begin` comes first
-        for name, value in plain.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{split}/{name}", value, step)
-        self._events.flush()
+        with self._writing():
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            self._events.add(step, scalars)
 
     def plot(self) -> None:
         """Writes loss.png."""
@@ -96,20 +122,54 @@ class RunDirectory:
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self.path / "loss.png")
+        with self._writing():
+            figure.savefig(self.path / "loss.png")
 
     def close(self) -> None:
         """Plots, and closes the events."""
-        self.plot()
-        if self._events is not None:
-            self._events.close()
+        try:
+            self.plot()
+        finally:
+            if self._events is not None:
+                with self._writing():
+                    self._events.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Names the directory in the system's refusal to write: a file's name may be missing."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to: {error}") from error
+
+
+def read(directory: Path) -> settings.Settings:
+    """The config of the run that a directory is of.
+
+    Raises:
+      UserError: names config.json, which is missing or damaged.
+    """
+    return ConfigDict(read_json_object(directory / "config.json"))
+
+
+def _read_records(file: Path) -> list[dict[str, Any]]:
+    # What follows the last line break is a line cut off, or nothing.
+    lines = file.read_bytes().split(b"\n")[:-1]
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            records.append(record | {"step": int(record["step"]), "split": str(record["split"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file}:{number}: no metrics of a step; remove the line") from error
+    return records
 
 
 def _check_config(file: Path, config: settings.Settings) -> list[str]:
     """The fields that differ from the run's begin, refusing those a run cannot change."""
     if not file.exists():
         return []
-    before = settings.fields(ConfigDict(json.loads(file.read_text(encoding="utf-8"))))
+    before = settings.fields(read(file.parent))
     now = json.loads(json.dumps(settings.fields(config)))
     before = json.loads(json.dumps(before))
     changed = [name for name in now if before.get(name) != now[name]]
@@ -122,10 +182,28 @@ def _check_config(file: Path, config: settings.Settings) -> list[str]:
     return changed
 
 
+def _check_base(file: Path, now: dict[str, Any]) -> None:
+    """Refuses other weights than the run began from, though they lie where those lay."""
+    before = read_json_object(file) if file.exists() else now
+    if before.get("fingerprint") != now["fingerprint"]:
+        raise UserError(
+            f"{file.parent}: the run there began from {before.get('directory')} with the "
+            f"fingerprint {before.get('fingerprint')}; {now['directory']} now has "
+            f"{now['fingerprint']}: put that base back, or give another --workdir"
+        )
+
+
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "platform": platform.platform()} | versions
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _write(file, json.dumps(value, indent=2) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file that is the old or the new one, whatever ends the process."""
+    unfinished = file.with_name(f"{file.name}.tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)

@@ -137,10 +137,12 @@ _LEAST = {
     **{"qat_start": -1, "log_every": 1, "eval_every": 1, "eval_batches": 1, "keep": 1},
     **{"checkpoint_every": 1, "data.seed": 0, "data.sequence_length": 2, "data.open_rows": 1},
     **{"model.vocab_size": 0, "optimizer.lr": 0, "optimizer.b1": 0, "optimizer.b2": 0},
-    **{"optimizer.eps": 0, "optimizer.weight_decay": 0, "optimizer.clip": 0},
+    # Without eps a parameter that never had a gradient is divided 0 by 0; less is 0 in float32.
+    **{"optimizer.eps": 1e-37, "optimizer.weight_decay": 0, "optimizer.clip": 0},
     **{"preference.beta": 1e-6},
     **{"optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, "optimizer.final_fraction": 0},
 }
+_MOST = {int: 2**31 - 1, float: 3.4e38}  # what the devices' int32 and float32 hold
 
 
 def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Settings:
@@ -233,16 +235,42 @@ def check(config: Settings) -> None:
     for field, known in _CHOICES.items():
         if values[field] not in known:
             raise ConfigError(f"config.{field}: {values[field]!r} is none of {', '.join(known)}")
-    for field, least in _LEAST.items():
+    for field, value in values.items():
+        if type(value) is tuple and not all(isinstance(one, str) for one in value):
+            raise ConfigError(f"config.{field}: {value!r} must be a list of strings")
+        most = _MOST.get(type(value))
         # Written so that NaN fails too.
-        if not least <= values[field] < float("inf"):
+        if most is not None and not -most <= value <= most:
+            raise ConfigError(f"config.{field}: {value} must be a number up to {most}")
+    for field, least in _LEAST.items():
+        if values[field] < least:
             raise ConfigError(f"config.{field}: {values[field]} must be at least {least}")
     for channel in config.data.train_on:
         if channel not in _TRAIN_ON:
             known = ", ".join(_TRAIN_ON)
             raise ConfigError(f"config.data.train_on: {channel!r} is none of {known}")
     adapter_of(config)
+    _check_mixture(config)
     _check_together(config)
+    if not config.base:
+        model_config(config, 1)  # before a tokenizer is loaded to say how many tokens it has
+
+
+def _check_mixture(config: Settings) -> None:
+    mixture = config.data.mixture.to_dict()
+    for skill, weight in mixture.items():
+        if type(weight) not in (int, float) or weight < 0:
+            raise ConfigError(f"config.data.mixture.{skill}: {weight!r} must be a number from 0")
+    if not mixture:
+        return
+    # Late: only here are the skills' names needed.
+    from gptoss_jax.training import tasks
+
+    try:
+        for split in ("train", "validation"):
+            tasks.conversation(config.data.seed, 0, split, mixture)
+    except UserError as error:
+        raise ConfigError(f"config.data.mixture: {error}") from None
 
 
 def _check_together(config: Settings) -> None:
@@ -290,7 +318,8 @@ def adapter_of(config: Settings) -> Adapter | None:
 def _range(text: str) -> range:
     first, dash, last = text.partition("-")
     last = last if dash else first
-    if not first.isdecimal() or not last.isdecimal():
+    # Three digits: the published models have 36 layers, and the range is gone through here.
+    if not all(number.isdecimal() and len(number) <= 3 for number in (first, last)):
         raise ConfigError(f"config.lora.layers: {text!r} is neither a number nor two, as 0-11")
     if int(first) > int(last):  # no layer, which would mean all of them
         raise ConfigError(f"config.lora.layers: {text!r} is backwards; give {last}-{first}")

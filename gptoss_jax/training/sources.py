@@ -125,6 +125,9 @@ class JsonLines:
             except (UserError, TextError) as error:
                 yield f"{path}:{number}: {error}"
                 continue
+            except RecursionError:
+                yield f"{path}:{number}: nested too deep"
+                continue
             self._examples.append(one)
             self._where.append(f"{path}:{number}")
 

@@ -167,8 +167,8 @@ class Trainer:
         however unevenly these hold them.
 
         Returns:
-          (the next state; `summary` of the step, with "gradient_norm" before clipping and
-          "learning_rate").
+          (the next state; `summary` of the step, with "gradient_norm" before clipping,
+          "learning_rate", and "finite": whether all the next state is).
         """
         step_key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
 
@@ -194,6 +194,7 @@ class Trainer:
             norm = optax.tree.norm(gradient)
             rate = self._schedule(state.step)
         shown = summary(metrics) | {"gradient_norm": norm, "learning_rate": rate}
+        shown["finite"] = _all_finite((params, new))
         return State(params, new, state.step + 1), shown  # pyright: ignore[reportArgumentType]
 
     @property
@@ -244,6 +245,12 @@ class Trainer:
             loss, mesh=self.mesh, in_specs=specs, out_specs=(P(), P()), check_vma=False
         )
         return over(model, batch, key)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether no number is NaN or infinite, bool []; one pass over what the update has written."""
+    each = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+    return jnp.stack(each).all()
 
 
 def _weighted(metrics: Metrics) -> Metrics:

@@ -145,6 +145,9 @@ def test_tool_functions_in_both_forms():
         tool_functions([{"type": "web_search"}])
     with pytest.raises(HarmonyError, match=r"tools\[0\]: the function has no name"):
         tool_functions([{"type": "function", "function": {}}])
+    for field, value in (("description", ["d"]), ("parameters", "{}")):
+        with pytest.raises(HarmonyError, match=rf"tools\[1\]\.{field}: give .*, not a value of"):
+            tool_functions([nested, {"name": "f", field: value}])
 
 
 def test_a_turn_survives_the_chat_api(o200k):

@@ -67,3 +67,7 @@ def test_a_function_without_arguments_has_no_type(schema):
 def test_default_mode_takes_every_schema(case):
     text = parameters_type(case["schema"])
     assert text is None or text
+
+
+def test_an_integer_that_no_double_holds_is_null():
+    assert to_json([10**400, -(10**400), 2**64]) == "[null,null,1.8446744073709552e19]"

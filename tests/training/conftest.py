@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -85,6 +88,31 @@ def launch(tmp_path_factory):
         )
 
     return start
+
+
+@pytest.fixture
+def killed_at_random():
+    """Kills a run after one of its first steps, and gives the step.
+
+    The seed of the place is printed; RUN_KILL_SEED repeats one.
+    """
+
+    def kill(process, steps):
+        seed = int(os.environ.get("RUN_KILL_SEED") or random.SystemRandom().randrange(1 << 32))
+        print(f"RUN_KILL_SEED={seed}")
+        rng = random.Random(seed)
+        step, wait = rng.randint(1, steps), rng.uniform(0, 0.05)
+        shown = []
+        with process:
+            for line in process.stderr:
+                shown.append(line)
+                if line.startswith(f"step {step}/"):
+                    time.sleep(wait)
+                    process.kill()
+        assert process.returncode == -signal.SIGKILL, shown
+        return step
+
+    return kill
 
 
 @pytest.fixture

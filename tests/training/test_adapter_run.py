@@ -87,12 +87,12 @@ def killed(process, line):
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_killed_run_ends_with_the_same_bytes(start, whole, tmp_path):
-    killed(start(tmp_path, "--mesh", "data=1"), "step 7/")
+def test_a_killed_run_ends_with_the_same_bytes(start, whole, tmp_path, killed_at_random):
+    killed_at_random(start(tmp_path, "--mesh", "data=1"), 8)
     ended = start(tmp_path, "--mesh", "data=1")
     shown = ended.communicate()[1]
     assert ended.returncode == 0, shown
-    assert "resumed after step 4" in shown
+    assert shown.count("compiled the train step in") == ("resumed after step 12" not in shown)
     for name in (peft.WEIGHTS, peft.SINKS):
         one, other = ((folder / "export" / name).read_bytes() for folder in (whole[0], tmp_path))
         assert one == other
@@ -120,7 +120,7 @@ def test_a_run_goes_on_over_another_mesh(start, whole, adapter_of, tmp_path):
         (["--config.lora.layers=1-"], "error: config.lora.layers: '1-' is neither"),
         (["--config.lora.layers=1-0"], "error: config.lora.layers: '1-0' is backwards; give 0-1"),
         (["--config.base="], "error: config.base: empty; name the checkpoint"),
-        (["--config.base=/nowhere"], "error: /nowhere: no such directory"),
+        (["--config.base=/nowhere"], "error: config.base: /nowhere: no such directory"),
         (["--config.data.sequence_length=600"], "error: config.data.sequence_length: 600 is more"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 
 import jax
@@ -15,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from gptoss_jax import train
 from gptoss_jax.checkpoint import load_model
 from gptoss_jax.errors import UserError
-from gptoss_jax.training import loop, settings
+from gptoss_jax.training import fingerprint, loop, settings, sources
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.step import State, Trainer
@@ -54,17 +55,6 @@ def start(config_path, launch):
     return lambda workdir, *words: launch(config_path, workdir, "--mesh", "data=1", *words)
 
 
-def signalled(process, line, number):
-    """Sends the signal when the line comes; returns all of stderr."""
-    shown = []
-    with process:
-        for text in process.stderr:
-            shown.append(text)
-            if text.startswith(line):
-                process.send_signal(number)
-    return "".join(shown)
-
-
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory):
     """An uninterrupted run: (its directory, stderr)."""
@@ -96,17 +86,19 @@ def cut_off(workdir):
         file.write('{"step": 9, "sp')
 
 
-def test_a_killed_run_ends_as_one_that_was_not(start, whole, final_state, tmp_path):
+def test_a_killed_run_ends_as_one_that_was_not(
+    start, whole, final_state, tmp_path, killed_at_random
+):
     """Bit by bit: parameters, optimizer, the place in the data, metrics."""
-    killed = start(tmp_path)
-    signalled(killed, "step 14/", signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    step = killed_at_random(start(tmp_path), STEPS - 2)
     cut_off(tmp_path)
     ended = start(tmp_path)
     shown = ended.communicate()[1]
     assert ended.returncode == 0, shown
-    resumed = int(shown.split("resumed after step ")[1].split("\n")[0])
-    assert 8 <= resumed < STEPS
+    resumed = int(("0\n" + shown).split("resumed after step ")[-1].split("\n")[0])
+    # Of the checkpoints of every 4 steps the newest may not have been whole yet.
+    assert (step - 1) // 4 * 4 - 4 <= resumed <= STEPS
+    assert shown.count("compiled the train step") == (resumed < STEPS)
 
     (expected, data), (state, data_2) = final_state(whole[0]), final_state(tmp_path)
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
@@ -161,15 +153,17 @@ def test_the_export_loads_with_its_tokenizer(whole, tokenizer):
 def run(config_path, tmp_path, capsys, monkeypatch):
     """Runs in this process, with the last line of stderr; a function stands for the train step."""
 
-    def to_end(loss_of_step, *words):
+    def to_end(loss_of_step, *words, overflows=None, while_compiling=lambda: None):
         def fake(function, state, base, batch, donate):
             assert base is None
             compiled.append((int(state.step), function.keywords))
+            while_compiling()
 
             def program(state, base, batch):
                 done = state.step + 1
                 loss = np.float32(loss_of_step(int(done)))
                 metrics = {"loss": loss, "learning_rate": 0.1, "gradient_norm": 1.0}
+                metrics["finite"] = int(done) != overflows
                 return dataclasses.replace(state, step=done), metrics
 
             return program
@@ -191,6 +185,17 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5]
     assert (tmp_path / "loss.png").exists()
+
+
+def test_an_update_that_overflows_stops_the_run(run, tmp_path):
+    """In a step whose state would be saved; its loss, of the parameters before, is a number."""
+    code, line = run(lambda step: 2, overflows=8)
+    assert code == 1
+    assert line.startswith("error: step 8: the update gives parameters or optimizer state that are")
+    assert "; batch 8: " in line
+    assert line.endswith("the checkpoint of step 4 is kept")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert "finite" not in read(tmp_path)[-1]
 
 
 def test_experts_are_quantised_from_their_step_on(run):
@@ -215,8 +220,26 @@ def test_sigterm_ends_the_step_and_saves(run, tmp_path):
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_sigterm_before_the_first_step_is_no_failure(run, tmp_path, monkeypatch):
+    """While data is read, and while the step compiles; what was saved stays as it was."""
+
+    def term(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    said = "stopped by SIGTERM before a step; there is nothing new to save; run again to go on"
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "open_sources", term)
+        assert run(lambda step: 2) == (0, said)
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    assert run(lambda step: np.nan if step == 6 else 2)[0] == 1
+    assert run(lambda step: 2, while_compiling=term) == (0, said)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
     RunDirectory(tmp_path, config, "cpu")
+    assert not list(tmp_path.glob("*.tmp"))
     config.steps = 50
     assert RunDirectory(tmp_path, config, "cpu").changed == ["steps"]
     config.model.num_layers = 3
@@ -224,11 +247,71 @@ def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
         RunDirectory(tmp_path, config, "cpu")
 
 
+def test_a_base_that_was_replaced_is_refused(config, tmp_path):
+    """Under the same path, with the same config and sizes; a copy of it elsewhere is the same."""
+    base, copy, workdir = (tmp_path / name for name in ("base", "copy", "run"))
+    config.base, data = str(base), bytearray(range(250)) * 2000
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(data)
+    shutil.copytree(base, copy)
+    was = fingerprint.of_checkpoint(base)
+    assert was == fingerprint.of_checkpoint(copy)
+    for _ in range(2):
+        RunDirectory(workdir, config, "cpu", was)
+    data[len(data) // 2] ^= 1
+    (base / "model.safetensors").write_bytes(data)
+    now = fingerprint.of_checkpoint(base)
+    with pytest.raises(UserError, match=f"began from {base} .*{was}; {base} now has {now}: put"):
+        RunDirectory(workdir, config, "cpu", now)
+
+
+def test_a_large_file_s_fingerprint_is_of_some_blocks(tmp_path):
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 33)  # sparse
+        seen = {fingerprint.of_checkpoint(tmp_path)}
+        for place in (0, 1 << 32, (1 << 33) - 1):
+            opened.seek(place)
+            opened.write(b"x")
+            opened.flush()
+            seen.add(fingerprint.of_checkpoint(tmp_path))
+    assert len(seen) == 4
+
+
+def test_a_damaged_file_of_a_run_is_named(config, tmp_path):
+    directory = RunDirectory(tmp_path, config, "cpu")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"ste\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: no metrics of a step; remove the line"):
+        directory.begin(2)
+    (tmp_path / "config.json").write_text('{"seed": 0, "st')
+    with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):
+        RunDirectory(tmp_path, config, "cpu")
+
+
+def test_a_full_disk_is_named(config, tmp_path, file_limit):
+    """The run's files are as they were; the error that ends the run stays the first."""
+    config_json = tmp_path / "config.json"
+    RunDirectory(tmp_path, config, "cpu")
+    before = config_json.read_bytes()
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: .*File too large"),
+        RunDirectory(tmp_path, config, "cpu") as directory,
+    ):
+        directory.begin(0)
+        file_limit(500)
+        directory.record(1, "train", {"loss": np.float32(1), "use_LE": np.ones((9, 32))})
+    with pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: "):
+        RunDirectory(tmp_path, config, "cpu")
+    assert config_json.read_bytes() == before
+
+
 def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
     directory = RunDirectory(tmp_path, config, "cpu")
     directory.begin(0)
     for step in (1, 2, 3):
         directory.record(step, "train", {"loss": np.float32(step), "use_LE": np.ones((1, 2))})
+    directory.record(2, "before packing", {"loss": 2.0})  # is measured anew
     directory.close()
     cut_off(tmp_path)
     directory = RunDirectory(tmp_path, config, "cpu")
@@ -269,6 +352,25 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, file_limit):
     whole = int(loaded.step)
     assert data == [{"next": whole}]
     np.testing.assert_array_equal(loaded.params["w"], states[whole].params["w"])
+
+
+def test_a_disk_that_is_full_on_the_way_is_one_line(start, tmp_path):
+    """Orbax's threads would print a thousand."""
+    process, shown = start(tmp_path), []
+    with process:
+        for line in process.stderr:
+            shown.append(line)
+            if line.startswith("step 6/"):
+                # The file system's refusal to write more, from here on.
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))
+    assert process.returncode == 1, shown
+    assert len(shown) < 60, shown
+    begin = (
+        f"error: {tmp_path / 'checkpoints'}: a checkpoint could not be written, that of step 4 is"
+    )
+    assert shown[-1].startswith(begin)
+    assert [line for line in shown if "error" in line] == shown[-1:]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("?")] == ["4"]
 
 
 def test_a_work_directory_that_cannot_be_made_is_one_line(run, tmp_path, capsys):

@@ -1,8 +1,10 @@
 """Configs: what is refused, how an override reads, and that a mistake is one line and exit 2."""
 
 import json
+import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from gptoss_jax import train
 from gptoss_jax.training import settings
@@ -50,7 +52,15 @@ def test_overrides_are_read_by_the_field_s_type():
         ("steps=", "config.steps: '' is not of type int"),
         ("data.skip_bad=maybe", "config.data.skip_bad: 'maybe' is not of type bool"),
         ("optimizer.lr=high", "config.optimizer.lr: 'high' is not of type float"),
-        ("optimizer.lr=nan", "config.optimizer.lr: nan must be at least 0"),
+        ("optimizer.lr=nan", "config.optimizer.lr: nan must be a number up to 3.4e+38"),
+        ("optimizer.eps=0", "config.optimizer.eps: 0.0 must be at least 1e-37"),
+        ("model.rope_theta=nan", "config.model.rope_theta: nan must be a number"),
+        ("model.initializer_range=1e39", "config.model.initializer_range: 1e+39 must be a number"),
+        ("model.num_kv_heads=0", "config.model.num_kv_heads: 0 must be positive"),
+        ("model.hidden_size=-32", "config.model.hidden_size: -32 must be positive"),
+        ("seed=2147483648", "config.seed: 2147483648 must be a number up to 2147483647"),
+        ("steps=99999999999", "config.steps: 99999999999 must be a number up to 2147483647"),
+        ("tokenizer=/nowhere", "config.tokenizer: /nowhere: no such file; give a tokenizer file"),
         ("model=big", "config.model is a group"),
         ("batch_size=0", "config.batch_size: 0 must be at least 1"),
         ("dtype=float16", "config.dtype: 'float16' is none of float32, bfloat16"),
@@ -85,6 +95,31 @@ def test_a_mistake_in_the_file_is_one_line(write, body, expected):
     with pytest.raises(settings.ConfigError, match=expected) as caught:
         settings.load(write(body))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        ({"sort": 1.0, "juggling": 1}, "config.data.mixture: skill 'juggling' is unknown"),
+        ({"sort": -1.0}, "config.data.mixture.sort: -1.0 must be a number from 0"),
+        ({"sort": float("nan")}, "config.data.mixture.sort: nan must be a number up to"),
+        ({"sort": "much"}, "config.data.mixture.sort: 'much' must be a number from 0"),
+        ({"sort": 0}, "config.data.mixture: the mixture has no weight above 0"),
+        ({"repeat": 1}, "config.data.mixture: the mixture has no weight above 0"),  # never held out
+    ],
+)
+def test_a_mixture_that_cannot_be(mixture, expected):
+    config = settings.load(NANO)
+    config.data.mixture = ConfigDict(mixture)
+    with pytest.raises(settings.ConfigError, match=re.escape(expected)):
+        settings.check(config)
+
+
+def test_a_list_of_other_than_strings_is_refused():
+    config = settings.load(NANO)
+    config.data.paths = (3,)
+    with pytest.raises(settings.ConfigError, match=r"config\.data\.paths: \(3,\) must be a list"):
+        settings.check(config)
 
 
 def test_a_config_made_without_defaults_is_checked_too(write):

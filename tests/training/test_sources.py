@@ -13,6 +13,7 @@ from gptoss_jax.training.sources import open_sources
 
 USER = {"role": "user", "content": "hi"}
 GOOD = json.dumps({"messages": [USER, {"role": "assistant", "content": "hello"}]})
+DEEP = '{"type": "array", "items": ' * 600 + "{}" + "}" * 600
 BAD = {
     "{": "not JSON",
     '"text"': 'give an object {"messages": […]}',
@@ -26,6 +27,10 @@ BAD = {
     ): "more than the context, config.data.sequence_length 256",
     GOOD[:-1] + ', "tools": [3]}': "tools: give a list of objects",
     GOOD[:-1] + ', "tools": [{}]}': "tools[0]: the function has no name",
+    GOOD[:-1] + ', "tools": 0}': "tools: give a list of objects",
+    GOOD[:-1] + ', "tools": [{"name": "f", "description": 3}]}': "tools[0].description: give a str",
+    GOOD[:-1] + ', "tools": [{"name": "f", "parameters": [3]}]}': "tools[0].parameters: give a sch",
+    GOOD[:-1] + ', "tools": [{"name": "f", "parameters": ' + DEEP + "}]}": "nested too deep",
     GOOD[:-1] + ', "reasoning_effort": "huge"}': "reasoning_effort: 'huge' is none of",
     GOOD[:-1] + ', "current_date": 5}': "current_date: 5 is no string",
     "[" * 100_000: "not JSON",

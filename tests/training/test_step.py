@@ -1,5 +1,7 @@
 """The optimizer and the step: what decays, how fast, and that microbatches change nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +116,14 @@ def test_microbatches_give_the_gradient_of_the_whole(config, tokenizer, trainer)
     def step(state, batches):
         return trainer.train_step(state, None, batches, qat=False)
 
-    whole, metrics = compiled(step, state, one)(state, one)
+    at_once = compiled(step, state, one)
+    whole, metrics = at_once(state, one)
+    # An infinite second moment makes the update 0: only the optimizer's state shows it.
+    clip, (adam, *rest) = state.optimizer
+    adam = adam._replace(nu=adam.nu | {trainer.paths[0]: adam.nu[trainer.paths[0]] + jnp.inf})
+    _, broken = at_once(dataclasses.replace(state, optimizer=(clip, (adam, *rest))), one)
+    assert metrics["finite"] and not broken["finite"]
+    assert np.isfinite(broken["loss"]) and np.isfinite(broken["gradient_norm"])
     program = compiled(step, state, two, donate=(0,))
     parts, metrics_2 = program(state, two)
     for name in ("loss", "gradient_norm", "accuracy", "weight_sum"):

@@ -118,7 +118,7 @@ def tool_functions(tools: Iterable[Mapping[str, Any]]) -> list[ToolFunction]:
     """Functions from the `tools` of the chat API, or from the flat form of the Responses API.
 
     Raises:
-      HarmonyError: an entry is not a function or has no name.
+      HarmonyError: an entry is not a function, has no name, or a field of another type.
     """
     out = []
     for i, tool in enumerate(tools):
@@ -130,8 +130,13 @@ def tool_functions(tools: Iterable[Mapping[str, Any]]) -> list[ToolFunction]:
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise HarmonyError(f"tools[{i}]: the function has no name; give one")
-        description, strict = function.get("description") or "", function.get("strict") is True
-        out.append(ToolFunction(name, description, function.get("parameters"), strict))
+        description, parameters = function.get("description"), function.get("parameters")
+        if not isinstance(description, str | None):
+            raise HarmonyError(f"tools[{i}].description: give a string, not {_kind(description)}")
+        if not isinstance(parameters, Mapping | None):
+            raise HarmonyError(f"tools[{i}].parameters: give a schema, not {_kind(parameters)}")
+        strict = function.get("strict") is True
+        out.append(ToolFunction(name, description or "", parameters, strict))
     return out
 
 

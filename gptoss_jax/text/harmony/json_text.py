@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,10 @@ def to_json(value: Any) -> str:
     if isinstance(value, float):
         return _float(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        # Beyond 64 bits serde_json reads an integer as a double.
-        return str(value) if -(2**63) <= value < 2**64 else _float(float(value))
+        if -(2**63) <= value < 2**64:
+            return str(value)
+        # Beyond 64 bits serde_json reads an integer as a double; what no double holds is infinite.
+        return _float(float(value)) if abs(value) <= sys.float_info.max else "null"
     return json.dumps(value, ensure_ascii=False)
 
 
