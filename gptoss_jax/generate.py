@@ -138,7 +138,9 @@ def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Tur
     model = interactive.load(arguments, config)
     report = interactive.compile_report(wanted=arguments.stats)
     more = _TOOL_TOKENS if toolbox else 0
-    engine = completion.engine_of_few(model, tokenizer, asked, report, more=more)
+    engine = completion.engine_of_few(
+        model, tokenizer, asked, report, more=more, speculate=arguments.speculate
+    )
     return [
         (
             completion.Turn(engine, tokenizer, one, raw=arguments.raw),
@@ -211,7 +213,8 @@ def _report(completion: "Completion", timings: dict, arguments: argparse.Namespa
             f"load {timings['load_s']:.1f} s, compile {timings['compile_s']:.1f} s, prefill "
             f"{usage['prompt_tokens']} tokens at {timings['prefill_tokens_per_second']:.1f}/s, "
             f"decode {usage['completion_tokens']} tokens at "
-            f"{timings['decode_tokens_per_second']:.2f}/s",
+            f"{timings['decode_tokens_per_second']:.2f}/s"
+            + (f", {timings['guesses_right']:.0%} of guesses right" * arguments.speculate),
             file=sys.stderr,
         )
 

@@ -96,6 +96,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="TEXT",
         help="ends the answer where it comes up, and is not shown; may be given again",
     )
+    sampling.add_argument(
+        "--speculate",
+        action="store_true",
+        help="guess from what was said before, and verify; where it pays the same comes sooner",
+    )
     sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
     return sampling
 

@@ -42,7 +42,8 @@ class Completion:
         answer may be brought to a legal end then), "error" (its constraint gave up) or
         "interrupted".
       usage: prompt_tokens, completion_tokens and total_tokens.
-      timings: compile_s, prefill_s, prefill_tokens_per_second, decode_tokens_per_second.
+      timings: compile_s, prefill_s, prefill_tokens_per_second, decode_tokens_per_second, and of
+        what was guessed the share that was right, guesses_right.
       logprobs: of each generated token its id, text, logprob, and as "top" the same of the
         likeliest ones, of the model's own distribution; None where that was not asked for.
     """
@@ -190,6 +191,7 @@ def _as_timings(timings: Timings) -> dict[str, float]:
         "prefill_s": timings.prefill_s,
         "prefill_tokens_per_second": timings.prefill_tokens_per_second,
         "decode_tokens_per_second": timings.decode_tokens_per_second,
+        "guesses_right": timings.right_tokens / max(1, timings.guessed_tokens),
     }
 
 
@@ -234,6 +236,7 @@ def engine_of_few(
     report: Callable[[str], None] | None = None,
     *,
     more: int = 0,
+    **options: Any,
 ) -> Engine:
     """An engine for some requests, up to 16 at once, with no more memory than these can need.
 
@@ -243,13 +246,15 @@ def engine_of_few(
       asked: the first ones, if there is `more`.
       report: as `Engine` takes it.
       more: tokens that others will put between a request's own, so that more requests follow.
+      **options: of `Engine`.
     """
     wanted = max(len(request.prompt) + request.max_tokens for request in asked) + more
     # Few sizes, so that what was compiled before is found again.
     room = -(-wanted // _ROOM_STEP) * _ROOM_STEP
     at_once = min(len(asked), _AT_ONCE)
     reuse = len(asked) > 1 or more > 0
-    return engine_for(model, tokenizer, at_once, max_tokens=room, reuse=reuse, report=report)
+    options |= {"max_tokens": room, "reuse": reuse, "report": report}
+    return engine_for(model, tokenizer, at_once, **options)
 
 
 def complete(

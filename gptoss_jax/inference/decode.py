@@ -221,6 +221,56 @@ def decode(
     return state, _gathered(made, batch_axes), _all_done(state, batch_axes)
 
 
+def verify(
+    model: GptOss, tokens_BT: jax.Array, added_B: jax.Array, state: State, rules: Rules
+) -> tuple[State, Made, jax.Array]:
+    """Decodes as many tokens of each sequence as were guessed right, and one more.
+
+    A token's random numbers depend on its seed and position alone, so a guess is right if it is
+    what would have been sampled: the tokens are those of `decode`, but for rounding.
+
+    Args:
+      model: the network.
+      tokens_BT: int32, each row's newest token and then guesses of what follows.
+      added_B: int32, how many of each row are real: 0 of rows that are done.
+      state: to be donated; nobody asks for penalties, biases or log-probabilities.
+      rules: see there; no row is constrained.
+
+    Returns:
+      (the new state, T tokens of each sequence, bool scalar: all are done).
+    """
+    batch, size = tokens_BT.shape
+    index_BT, length_B = jnp.broadcast_to(jnp.arange(size), (batch, size)), state.cache.length_B
+    position_BT = length_B[:, None] + 1 + index_BT  # of what is sampled
+    each = jax.tree.map(lambda x: jnp.repeat(x, size, axis=0), (rules.sampling, rules.limit_B))
+    sampling, limit_R = each
+    sampled_BT = jnp.zeros_like(tokens_BT)
+
+    def choose(logits_BTV: jax.Array) -> jax.Array:
+        nonlocal sampled_BT
+        logits_RV = logits_BTV.reshape(batch * size, -1)
+        sampled_R = sample(logits_RV, sampling, position_BT.reshape(-1), rules.banned_V[None])
+        sampled_BT = sampled_R.reshape(batch, size)
+        is_last_R = rules.stops_V[sampled_R] | (position_BT.reshape(-1) + 1 >= limit_R)
+        is_guess_BT = index_BT[:, 1:] < added_B[:, None]
+        goes_on_BT = is_guess_BT & (tokens_BT[:, 1:] == sampled_BT[:, :-1])
+        goes_on_BT &= ~is_last_R.reshape(batch, size)[:, :-1]
+        right_B = jnp.cumprod(goes_on_BT, axis=1, dtype=jnp.int32).sum(1)
+        return jnp.where(added_B > 0, 1 + right_B, 0)
+
+    cache = model.verify(tokens_BT, added_B, state.cache, choose, rules.adapters)
+    kept_B = cache.length_B - length_B
+    newest_B1 = jnp.take_along_axis(sampled_BT, jnp.maximum(kept_B - 1, 0)[:, None], axis=1)
+    token_B = jnp.where(kept_B > 0, newest_B1[:, 0], state.token_B)
+    done_B = state.done_B | _is_done(token_B, cache.length_B, rules)
+    state = State(cache, token_B, done_B, state.tally)
+    token_BT = jnp.where(index_BT < kept_B[:, None], sampled_BT, -1)
+    nothing_told = jnp.zeros((batch, size, 0))
+    made = Made(token_BT, nothing_told.astype(jnp.int32), nothing_told)
+    batch_axes = sharding.current(model.config).batch
+    return state, _gathered(made, batch_axes), _all_done(state, batch_axes)
+
+
 def _nothing_made(batch: int, ranks: int) -> Made:
     token_BS = jnp.full((batch, MOST_STEPS), -1, jnp.int32)
     told = (batch, MOST_STEPS, 1 + ranks if ranks else 0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gptoss_jax import sharding
@@ -15,7 +16,7 @@ from gptoss_jax.inference.memory import room_for
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.requests import Request, check_prompt
 from gptoss_jax.inference.runner import Runner, Timings
-from gptoss_jax.inference.scheduler import Decode, Prefill, Scheduler
+from gptoss_jax.inference.scheduler import VERIFIED, Decode, Prefill, Scheduler, Verify
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
@@ -45,6 +46,7 @@ class Engine:
         pages: int | None = None,
         reuse: bool = True,
         adapters: Slots | None = None,
+        speculate: bool = False,
         report: Callable[[str], None] | None = None,
     ):
         """Allocates the cache.
@@ -60,6 +62,9 @@ class Engine:
             of its part's pages.
           reuse: whether prompts that begin the same, with one adapter, share what is cached.
           adapters: room for several, one a request; see `adapters`. None: for none.
+          speculate: whether few sequences at a time guess what follows from what they said before,
+            and verify that in one call, while this is the faster way. Not over several processes,
+            whose clocks differ.
           report: told in a line what was compiled and how long that took.
 
         Raises:
@@ -86,6 +91,7 @@ class Engine:
         self._scheduler = Scheduler(
             sequences=own, pages=room.pages, rings=room.rings, parts=parts, reuse=reuse
         )
+        self._speculates = speculate and jax.process_count() == 1
         self._submitted = 0
         self._settle: Callable[[], list[requests.Sequence]] | None = None
 
@@ -174,10 +180,14 @@ class Engine:
         self._settle = None
         for sequence in fresh:
             self._follow(sequence)
-        call = self._scheduler.next(self._runner.most_steps)
+        guess = _guess if self._speculates and self._runner.pace.pays() else None
+        call = self._scheduler.next(self._runner.most_steps, guess)
         if isinstance(call, Prefill):
             newest = self._runner.prefill(call)
             self._settle = lambda: self._prefilled(call, newest())
+        elif isinstance(call, Verify):
+            tokens = self._runner.verify(call)
+            self._settle = lambda: self._decoded(call, tokens())
         elif call is not None:
             tokens = self._runner.decode(call)
             self._settle = lambda: self._decoded(call, tokens())
@@ -187,7 +197,7 @@ class Engine:
         newest = made.token_BS[:, 0].tolist()
         return _with_logprobs(self._scheduler.prefilled(call, newest, self._stops), call, made)
 
-    def _decoded(self, call: Decode, made: Made) -> list[requests.Sequence]:
+    def _decoded(self, call: Decode | Verify, made: Made) -> list[requests.Sequence]:
         tokens = made.token_BS.tolist()
         return _with_logprobs(self._scheduler.decoded(call, tokens, self._stops), call, made)
 
@@ -244,8 +254,14 @@ class Engine:
                 self.cancel(sequence)
 
 
+def _guess(sequence: requests.Sequence) -> Sequence[int]:
+    # What is left of its tokens, of which one comes in any case.
+    left = sequence.limit - len(sequence.tokens) - 1
+    return sequence.lookup.guess(sequence.tokens, min(left, VERIFIED - 1))
+
+
 def _with_logprobs(
-    fresh: list[requests.Sequence], call: Prefill | Decode, made: Made
+    fresh: list[requests.Sequence], call: Prefill | Decode | Verify, made: Made
 ) -> list[requests.Sequence]:
     """Tells those that asked how likely their new tokens were."""
     row_of = {sequence: row for row, sequence in enumerate(call.rows)}

@@ -19,7 +19,7 @@ from gptoss_jax.model.transformer import GptOss
 
 
 class Programs:
-    """`pools`, `prefill` and `decode` of `inference.decode`, jitted, the state donated.
+    """`pools`, `prefill`, `decode` and `verify` of `inference.decode`, jitted, the state donated.
 
     Over a mesh each is one `shard_map` of all its axes, whose collectives are those that the model
     names.
@@ -76,6 +76,12 @@ class Programs:
         """The program of several tokens a call."""
         specs = (self._parameters, self.state, self.rules, P())
         return jax.jit(self._over(device.decode, specs, self._results), donate_argnums=1)
+
+    @functools.cached_property
+    def verify(self) -> Any:
+        """The program of several guessed tokens a call."""
+        specs = (self._parameters, self.batch, self.batch, self.state, self.rules)
+        return jax.jit(self._over(device.verify, specs, self._results), donate_argnums=3)
 
     @functools.cached_property
     def renewed_tally(self) -> Any:

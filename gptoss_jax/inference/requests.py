@@ -7,6 +7,7 @@ from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING, NamedTuple
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.inference.lookup import Lookup
 from gptoss_jax.model.config import Config
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Sequence:
       matcher: of its request's constraint.
       logprobs: of each generated token, if the request asks for them.
       adapter: of its request's name.
+      lookup: what it may say next.
     """
 
     request: Request
@@ -142,6 +144,7 @@ class Sequence:
     matcher: "Matcher | None" = None
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     adapter: "Resident | None" = None
+    lookup: Lookup = dataclasses.field(default_factory=Lookup)
 
     @property
     def generated(self) -> list[int]:

@@ -18,13 +18,15 @@ from gptoss_jax.inference.memory import Room
 from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.sampling import Sampling
-from gptoss_jax.inference.scheduler import Decode, Prefill
+from gptoss_jax.inference.scheduler import VERIFIED, Decode, Prefill, Verify
 from gptoss_jax.inference.tallies import Tallies
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.transformer import GptOss
 
 # Text should come at least this often (seconds); a device call makes as many tokens as fit.
 _CALL_SECONDS = 0.25
+# Calls after which the slower of guessing and not guessing is tried again.
+_TRIED_AGAIN = 32
 
 
 @dataclasses.dataclass
@@ -40,6 +42,8 @@ class Timings:
       decode_rows: rows times tokens of these calls, those without a sequence included.
       calls: of the device.
       mask_s: the host's, between calls, for what constraints allow.
+      guessed_tokens: that calls verified.
+      right_tokens: of those, that were right.
     """
 
     compile_s: float = 0.0
@@ -50,6 +54,8 @@ class Timings:
     decode_rows: int = 0
     calls: int = 0
     mask_s: float = 0.0
+    guessed_tokens: int = 0
+    right_tokens: int = 0
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -60,6 +66,36 @@ class Timings:
     def decode_tokens_per_second(self) -> float:
         """Tokens a second after the first of each sequence, which prefill makes."""
         return self.decode_tokens / self.decode_s if self.decode_s else 0.0
+
+
+class Pace:
+    """Whether guessing pays: what a token took lately, with guesses and without."""
+
+    def __init__(self):
+        """Nothing ran."""
+        self._asked = 0
+        self._decode_s: float | None = None
+        self._verify_s: float | None = None
+
+    def pays(self) -> bool:
+        """Whether to guess now; what seems the slower way is tried again now and then."""
+        if self._decode_s is None or self._verify_s is None:
+            return self._decode_s is not None
+        self._asked += 1
+        faster = self._verify_s < self._decode_s
+        return faster if self._asked % _TRIED_AGAIN else not faster
+
+    def decoded(self, seconds: float, tokens: int) -> None:
+        """A call without guesses is done."""
+        self._decode_s = _smoothed(self._decode_s, seconds / tokens)
+
+    def verified(self, seconds: float, tokens: int) -> None:
+        """A call with guesses is done."""
+        self._verify_s = _smoothed(self._verify_s, seconds / tokens)
+
+
+def _smoothed(before: float | None, now: float) -> float:
+    return now if before is None else 0.7 * before + 0.3 * now
 
 
 class Runner:
@@ -92,6 +128,7 @@ class Runner:
         size = model.config.vocab_size
         self.timings = Timings()
         self.most_steps = 1
+        self.pace = Pace()
         self._model = model
         self._programs = programs
         self._adapters = adapters
@@ -145,6 +182,34 @@ class Runner:
             self.timings.decode_tokens += int(is_made_BS.sum())
             self.timings.decode_rows += steps * len(is_made_BS)
             self.most_steps = self._steps(steps, taken)
+            self.pace.decoded(taken, int(is_made_BS.sum()))
+            return out
+
+        return finish
+
+    def verify(self, call: Verify) -> Callable[[], Made]:
+        """Begins a call; what is given waits for its end and gives each row's tokens, then -1."""
+        tokens_BT, added = np.zeros((len(call.rows), VERIFIED), np.int32), []
+        for row, sequence, guess in zip(tokens_BT, call.rows, call.guesses, strict=True):
+            given = [sequence.tokens[-1], *guess] if sequence else []
+            row[: len(given)] = given
+            added.append(len(given))
+        host = (tokens_BT, np.asarray(added, np.int32))
+        tokens, added_B = self._programs.placed(host, self._programs.batch)
+        state = self._state(call.rows, Tally.none(len(call.rows)))
+        arguments = (self._model, tokens, added_B, state, self._rules(call.rows))
+        made, _, began = self._run("verify", arguments)
+
+        def finish() -> Made:
+            out = jax.tree.map(np.asarray, made)
+            taken = time.perf_counter() - began
+            made_B = (out.token_BS >= 0).sum(1)
+            self.timings.decode_s += taken
+            self.timings.decode_tokens += int(made_B.sum())
+            self.timings.decode_rows += len(made_B) * int(made_B.max())
+            self.timings.guessed_tokens += sum(map(len, call.guesses))
+            self.timings.right_tokens += int(np.maximum(made_B - 1, 0).sum())
+            self.pace.verified(taken, int(made_B.sum()))
             return out
 
         return finish

@@ -12,7 +12,7 @@ is being computed waits for the pages of that one, and lets those behind it pass
 
 import bisect
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 
 from gptoss_jax.inference.pools import Pool, prefix_keys
@@ -21,6 +21,11 @@ from gptoss_jax.model.cache import PAGE, pages_for
 
 # Tokens a row of a prefill call, which has at most the largest's tokens in all.
 WIDTHS = (32, 128, 512)
+# Tokens a row of a call that verifies guesses, the newest one included.
+VERIFIED = 8
+# Sequences of such a call: more of them keep a device busy without guesses, and each has the logits
+# of all its tokens.
+_MOST_VERIFIED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,14 @@ class Decode:
 
     rows: Rows[Sequence | None]
     steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Guessed tokens of each sequence, and one more; rows as in `Prefill`."""
+
+    rows: Rows[Sequence | None]
+    guesses: Rows[Rows[int]]
 
 
 class Part:
@@ -98,12 +111,15 @@ class Scheduler:
         """A new sequence, or one that was displaced: the earlier it came, the sooner it runs."""
         bisect.insort(self._waiting, sequence, key=lambda s: (-s.request.priority, s.order))
 
-    def next(self, most_steps: int) -> Prefill | Decode | None:
+    def next(
+        self, most_steps: int, guess: Callable[[Sequence], Rows[int]] | None = None
+    ) -> Prefill | Decode | Verify | None:
         """The next call, or None where nothing is to be done.
 
         Args:
           most_steps: how many tokens a decode call may make of each sequence while no prompt is
             under way.
+          guess: gives up to VERIFIED - 1 tokens that may come next; None: nobody guesses.
         """
         self._drop_cancelled()
         self._admit()
@@ -113,6 +129,8 @@ class Scheduler:
             self._prefilled_last = True
             return self._prefill(prefilling)
         self._prefilled_last = False
+        if guess is not None and (guessed := self._guesses(running, guess)):
+            return guessed
         return self._decode(1 if prefilling else most_steps) if running else None
 
     def prefilled(self, call: Prefill, newest: Rows[int], stops: frozenset[int]) -> list[Sequence]:
@@ -134,7 +152,7 @@ class Scheduler:
         return fresh
 
     def decoded(
-        self, call: Decode, tokens: Iterable[Rows[int]], stops: frozenset[int]
+        self, call: Decode | Verify, tokens: Iterable[Rows[int]], stops: frozenset[int]
     ) -> list[Sequence]:
         """Takes each row's tokens, -1 after the last; gives the sequences that have new ones."""
         fresh = []
@@ -285,6 +303,23 @@ class Scheduler:
             sequence.source, sequence.ring = sequence.ring, part.rings.take()
 
     # --- Answers ---------------------------------------------------------------------------------
+
+    def _guesses(
+        self, running: list[Sequence], guess: Callable[[Sequence], Rows[int]]
+    ) -> Decode | Verify | None:
+        """A call for all that decode, if there is a guess for any and all can have guesses."""
+        decoding = [s for s in running if s.stage is Stage.DECODING]
+        if len(decoding) > _MOST_VERIFIED:
+            return None
+        if any(s.matcher or s.request.adjusts or s.request.logprobs is not None for s in decoding):
+            return None
+        guesses = {s: guess(s) for s in decoding}
+        if not any(guesses.values()):
+            return None
+        call = self._decode(VERIFIED)
+        if call is None or call.steps < VERIFIED:  # pages are few
+            return call
+        return Verify(call.rows, [guesses[s] if s else () for s in call.rows])
 
     def _decode(self, steps: int) -> Decode | None:
         running = [s for part in self.parts for s in part.running]

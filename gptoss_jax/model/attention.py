@@ -69,7 +69,8 @@ class Attention(nnx.Module):
         """Attention of a chunk's T positions to a cache and to each other.
 
         Returns:
-          ([B, T, D], the cache with the new positions).
+          ([B, T, D], the cache with the new positions; of a sliding layer and a tentative chunk
+          what `kept` makes that of).
         """
         q, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
         k_BKHT, v_BKHT = (x.astype(layer.k_PKHS.dtype) for x in (k_BKHT, v_BKHT))
@@ -124,11 +125,30 @@ class Attention(nnx.Module):
             first_key_BT=jnp.broadcast_to(first_key_B1, q_BTNH.shape[:2]),
         )
 
+        ordered = kv.LayerCache(k_BKHS, v_BKHS)
+        return out, ordered if chunk.tentative else self._written(layer, ordered, places, chunk)
+
+    def kept(
+        self, layer: kv.LayerCache, after: kv.LayerCache, places: kv.Places, chunk: Chunk
+    ) -> kv.LayerCache:
+        """The cache with those tokens of a tentative chunk that turned out to be real.
+
+        Args:
+          layer: the cache before.
+          after: what `extend` gave.
+          places: as there.
+          chunk: the same one, its `added_B` now only of what is kept.
+        """
+        return after if self.window is None else self._written(layer, after, places, chunk)
+
+    def _written(self, layer, ordered, places, chunk):
         def written(rings_PKHW, ordered_BKHS):
-            ring_BKHW = self._new_ring(ordered_BKHS, window, chunk)
+            ring_BKHW = self._new_ring(ordered_BKHS, rings_PKHW.shape[-1], chunk)
             return kv.write_rings(rings_PKHW, ring_BKHW, places.ring_B)
 
-        return out, kv.LayerCache(written(layer.k_PKHS, k_BKHS), written(layer.v_PKHS, v_BKHS))
+        return kv.LayerCache(
+            written(layer.k_PKHS, ordered.k_PKHS), written(layer.v_PKHS, ordered.v_PKHS)
+        )
 
     def _new_ring(self, ordered_BKHS, window, chunk):
         if not chunk.axes:

@@ -12,7 +12,7 @@ from gptoss_jax import sharding
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["length_B", "added_B", "offset", "position_BT"],
-    meta_fields=["size", "axes"],
+    meta_fields=["size", "axes", "tentative"],
 )
 @dataclasses.dataclass(frozen=True)
 class Chunk:
@@ -25,6 +25,7 @@ class Chunk:
       axes: what the chunk's tokens are split over.
       offset: of this part's first token in the chunk.
       position_BT: int32, of this part's tokens.
+      tentative: whether some of the tokens may turn out not to be real; rings stay as they are.
     """
 
     length_B: jax.Array
@@ -33,15 +34,23 @@ class Chunk:
     axes: sharding.Axes
     offset: jax.Array | int
     position_BT: jax.Array
+    tentative: bool = False
 
     @staticmethod
-    def of(length_B: jax.Array, added_B: jax.Array, size: int, axes: sharding.Axes) -> "Chunk":
+    def of(
+        length_B: jax.Array,
+        added_B: jax.Array,
+        size: int,
+        axes: sharding.Axes,
+        *,
+        tentative: bool = False,
+    ) -> "Chunk":
         """The part of this device; a chunk that does not divide, such as decode's, is not split."""
         axes = axes if size % sharding.parts(axes) == 0 else ()
         own = size // sharding.parts(axes)
         offset = sharding.place(axes) * own
         position_BT = length_B[:, None] + offset + jnp.arange(own)[None]
-        return Chunk(length_B, added_B, size, axes, offset, position_BT)
+        return Chunk(length_B, added_B, size, axes, offset, position_BT, tentative)
 
     @property
     def is_real(self) -> jax.Array:

@@ -1,6 +1,7 @@
 """gpt-oss: embedding, layers of attention and experts, unembedding."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -194,15 +195,9 @@ class GptOss(nnx.Module):
           (float32 logits [B, V] after each row's last real token, garbage where it added none; the
           cache with the new tokens).
         """
-        axes = sharding.current(self.config).sequence
+        axes, places = sharding.current(self.config).sequence, cache.places
         chunk = Chunk.of(cache.length_B, added_B, tokens_BT.shape[1], axes)
-        angles = rotation(self.config, chunk.position_BT)
-        x_BTD = self._embed(chunk.own(tokens_BT))
-        layers, places = [], cache.places
-        rows = adapters and adapters.repeated(x_BTD.shape[1])
-        for layer, layer_cache in zip(for_rows(self.layers, rows), cache.layers, strict=True):
-            x_BTD, new = _extend(layer, x_BTD, angles, layer_cache, places, chunk)
-            layers.append(new)
+        x_BTD, layers = self._extended(tokens_BT, cache, chunk, adapters)
         last_B = jnp.maximum(added_B - 1, 0)
         own_B = jnp.clip(last_B - chunk.offset, 0, x_BTD.shape[1] - 1)
         x_B1D = jnp.take_along_axis(x_BTD, own_B[:, None, None], axis=1)
@@ -214,6 +209,49 @@ class GptOss(nnx.Module):
         table_VD = for_rows(self.whole_unembedding(), adapters)
         logits_BV = self.unembed(x_B1D, table_VD)[:, 0]
         return logits_BV, Cache(layers, places, cache.length_B + added_B)
+
+    def verify(
+        self,
+        tokens_BT: jax.Array,
+        added_B: jax.Array,
+        cache: Cache,
+        choose: Callable[[jax.Array], jax.Array],
+        adapters: Chosen | None = None,
+    ) -> Cache:
+        """Appends up to T > 1 tokens to each sequence, and keeps as many as turn out to be right.
+
+        Args:
+          tokens_BT: as `extend` takes them, also the next two.
+          added_B: int32, 0..T.
+          cache: see there.
+          choose: takes float32 logits [B, T, V] after each token; gives how many of each row's
+            first tokens are kept, int32 [B] up to `added_B`.
+          adapters: as `extend` takes them.
+        """
+        size = tokens_BT.shape[1]
+        chunk = Chunk.of(cache.length_B, added_B, size, (), tentative=True)
+        x_BTD, after = self._extended(tokens_BT, cache, chunk, adapters)
+        table_VD = for_rows(self.whole_unembedding(), adapters and adapters.repeated(size))
+        kept_B = choose(self.unembed(x_BTD, table_VD))
+        chunk = dataclasses.replace(chunk, added_B=kept_B)
+        layers = [
+            layer.attention.kept(before, new, cache.places, chunk)
+            for layer, before, new in zip(self.layers, cache.layers, after, strict=True)
+        ]
+        places = dataclasses.replace(cache.places, source_B=cache.places.ring_B)
+        return Cache(layers, places, cache.length_B + kept_B)
+
+    def _extended(
+        self, tokens_BT: jax.Array, cache: Cache, chunk: Chunk, adapters: Chosen | None
+    ) -> tuple[jax.Array, list[LayerCache]]:
+        """(The residual stream of this part's tokens, the layers' caches after them)."""
+        angles = rotation(self.config, chunk.position_BT)
+        x_BTD, layers = self._embed(chunk.own(tokens_BT)), []
+        rows = adapters and adapters.repeated(x_BTD.shape[1])
+        for layer, before in zip(for_rows(self.layers, rows), cache.layers, strict=True):
+            x_BTD, after = _extend(layer, x_BTD, angles, before, cache.places, chunk)
+            layers.append(after)
+        return x_BTD, layers
 
     def _embed(self, tokens_BT):
         axes, split = sharding.current(self.config).fsdp, sharding.current(self.config).vocab
