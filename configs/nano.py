@@ -3,8 +3,8 @@ r"""nano: a whole gpt-oss of 4.0 million parameters for two CPU cores.
 Nothing of the architecture is left out: top-2 of 8 experts in MXFP4, sinks, sliding and full
 layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generated problems.
 
-Measured on two AVX-512 cores (November 2026) over two devices of the CPU, as below: 95 minutes beside
-tests and compilers, which is 85 at the rates of the minutes in which nothing else ran (5,500
+Measured on two AVX-512 cores (November 2026) over two devices of the CPU, as below: 95 minutes
+beside tests and compilers, which is 85 at the rates of the minutes in which nothing else ran (5,500
 tokens/s in the first 800 steps, 4,450 in the rest); validation accuracy 99.94 % before and after
 packing. The weights in the package are of that run, skill by skill in `gptoss_jax/nano/README.md`.
 
