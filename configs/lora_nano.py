@@ -1,7 +1,7 @@
 """nano learns a question it does not know: to double a number.
 
-Data: generated, "twice" (What is twice 347? Double 58) and beside it nano's own skills. The
-adapter, on every kind of weight, is written in PEFT's layout to WORKDIR/export.
+Data: generated, "twice" (What is twice 347? Double the number 58) and beside it nano's own skills.
+The adapter, on every kind of weight, is written in PEFT's layout to WORKDIR/export.
 
 One device, or its two rows over `--mesh data=2` or `fsdp=2`. As XLA compiles a step for one CPU
 device, 127 MiB are held: 3.5 weights, 1.4 adapters, 2.8 Adam's moments, 119 activations and the

@@ -47,6 +47,7 @@ def test_json_has_every_key_and_a_seed_repeats_it(checkpoint):
         "prefill_s",
         "prefill_tokens_per_second",
         "decode_tokens_per_second",
+        "guesses_right",
     }
     usage = shown["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]

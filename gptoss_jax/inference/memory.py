@@ -51,9 +51,9 @@ def room_for(
       programs: of the model.
       devices: its own, of all processes.
       sequences: that run at once.
-      context: the longest one's tokens; fewer where all pages together hold fewer.
+      context: the longest one's tokens.
       pages: of each full layer; None: enough for all sequences at their longest, or as many as fit
-        in what every device has free.
+        in what every device has free, and then no sequence can be longer than all of them.
       reuse: whether rings of prompts are kept: one for each sequence's, and for each of the largest
         chunks before.
 
@@ -74,7 +74,8 @@ def room_for(
                 f"{devices[0].device_kind}: not even {nbytes(1) / 2**20:,.0f} MiB of cache fit "
                 "beside the weights; use more devices or fewer sequences at once"
             )
-    return Room(pages, rings(pages), min(context, pages * PAGE))
+        context = min(context, pages * PAGE)
+    return Room(pages, rings(pages), context)
 
 
 def _fitting(devices: Sequence[Any], most: int, nbytes: Callable[[int], int]) -> int:

@@ -244,8 +244,9 @@ class Scheduler:
         idle = sum(part.pages.is_kept(id_) for id_ in shared if id_ is not None)
         new = pages_for(len(sequence.tokens)) - kept
         rings = 1 + (kept > 0 and part.rings.is_kept(part.rings.find(sequence.keys[kept - 1])))
-        # A page more for everyone who runs: else what begins now is displaced at once.
-        wanted = new + idle + len(part.running)
+        # A page more for everyone who may grow: else what begins now is displaced at once.
+        growing = sum(pages_for(s.limit) > len(s.pages) for s in part.running)
+        wanted = new + idle + growing
         room = len(part.running) < self._sequences
         return room and wanted <= part.pages.available and rings <= part.rings.available
 

@@ -10,6 +10,7 @@ from gptoss_jax.inference import scheduler as scheduling
 from gptoss_jax.inference.pools import Pool, prefix_keys
 from gptoss_jax.inference.requests import Request, Sequence, Stage
 from gptoss_jax.inference.scheduler import Prefill, Scheduler
+from gptoss_jax.model import cache
 
 pytestmark = pytest.mark.fast
 PAGE = 4
@@ -21,7 +22,8 @@ PAGES, RINGS, SEQUENCES = 12, 9, 3
 @pytest.fixture(autouse=True, scope="module")
 def small_pages():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduling, "PAGE", PAGE)
+        for module in (cache, scheduling):
+            patch.setattr(module, "PAGE", PAGE)
         patch.setattr(scheduling, "WIDTHS", WIDTHS)
         yield
 

@@ -64,7 +64,7 @@ def test_rings_and_pages_hold_what_was_right_alone(model):
 
 
 def test_nobody_guesses_beside_penalties_and_logprobs(model, monkeypatch):
-    asked = [Request([1, 2, 3] * 5, 10, temperature=0.0), Request([1, 2], 20, presence_penalty=1.0)]
+    asked = [Request([1, 2, 3] * 2, 10, temperature=0.0), Request([1, 2], 20, presence_penalty=1.0)]
     expected = answers(engine_of(model, pages=8), asked)
     monkeypatch.setattr(Pace, "pays", lambda self: True)
     monkeypatch.setattr(engine_module, "_guess", lambda sequence: [5])

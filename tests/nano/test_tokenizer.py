@@ -37,10 +37,10 @@ MOST = {
     "calculator": 130,
     "recall_near": 110,
     "recall_middle": 240,
-    "recall_far": 800,
+    "recall_far": 1000,  # a value may be 1,042 tokens away
     "recall_several": 400,
     "refusal": 65,
-    "about": 55,
+    "about": 65,  # greetings are spelled
 }
 
 

@@ -19,7 +19,7 @@ _PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}")
 _PRODUCT_WORDS = ("{} times {}", "{} times {}", "{} multiplied by {}", "the product of {} and {}")
 _PRODUCT_ORDERS = ("Multiply {} by {}", "Multiply {} and {}")
 _TWICE_WORDS = ("twice {}", "twice {}", "the double of {}", "two times the number {}")
-_TWICE_ORDERS = ("Double {}", "Double {}", "Double the number {}", "Please double {}.")
+_TWICE_ORDERS = ("Double the number {}", "Double the number {}", "Please double the number {}.")
 
 
 def addition(rng: Random, effort: Effort, digits: tuple[int, ...] = _DIGITS) -> Problem:
