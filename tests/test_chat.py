@@ -131,9 +131,13 @@ SAID = r"(compiled [^\r]*\r\n|\r\n)*(?!compiled )[^\r]{10,}"
 
 
 # A session's first process that opens a terminal is sent what is typed there: Ctrl-C is a signal.
+# By default it also throws away what is on its way to the reader, and that may be the next prompt.
 OF_ITS_TERMINAL = """
-import os, sys
+import os, sys, termios
 os.close(os.open(os.ttyname(0), os.O_RDWR))
+flags = termios.tcgetattr(0)
+flags[3] |= termios.NOFLSH
+termios.tcsetattr(0, termios.TCSANOW, flags)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
@@ -149,7 +153,9 @@ class Terminal:
             stdout=chat_end,
             stderr=chat_end,
             start_new_session=True,
-            env=os.environ | {"TERM": "dumb", "NO_COLOR": "1"},
+            # Compiled anew, for a test that interrupts it.
+            env=os.environ
+            | {"TERM": "dumb", "NO_COLOR": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"},
         )
         os.close(chat_end)
         self.seen = ""
