@@ -22,8 +22,11 @@ from gptoss_jax import versions
 _UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, ValueError, jax.errors.JaxRuntimeError)
 # Two threads that trace share one interpreter, and both compilers would begin late.
 _TRACING = threading.Lock()
-# What this thread found in JAX's cache.
-_FOUND = threading.local()
+_ASKED, _FOUND = (
+    f"/jax/compilation_cache/{x}" for x in ("compile_requests_use_cache", "cache_hits")
+)
+# How often JAX's cache was asked, and had it, in this thread.
+_SEEN = threading.local()
 
 
 def compiled(
@@ -68,18 +71,21 @@ def compiled(
 
 
 def _compile(program: Any, arguments: tuple, options: Mapping[str, Any]) -> tuple[Any, bool]:
-    """(The program; whether it is new: one of JAX's cache cannot be written again on XLA:CPU)."""
+    """(The program; whether it is new: one of JAX's cache cannot be written again on XLA:CPU).
+
+    Nor can one that this process has in memory, of which nobody knows where it came from.
+    """
     with _TRACING:
         lowered = program.lower(*arguments)
-    before = getattr(_FOUND, "count", 0)
+    _SEEN.events = set()
     made = lowered.compile(compiler_options=options)
-    return made, getattr(_FOUND, "count", 0) == before
+    return made, _SEEN.events == {_ASKED}
 
 
 def _note(event: str, **_: Any) -> None:
     """JAX tells it in the thread that compiles."""
-    if event == "/jax/compilation_cache/cache_hits":
-        _FOUND.count = getattr(_FOUND, "count", 0) + 1
+    if event in (_ASKED, _FOUND) and hasattr(_SEEN, "events"):
+        _SEEN.events.add(event)
 
 
 jax.monitoring.register_event_listener(_note)

@@ -109,8 +109,9 @@ import jax, jax.numpy as jnp
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 from gptoss_jax.inference import executables
 x = jnp.arange(3.0)
-program = jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x)[:, None])
-print(executables.compiled(program, "dot", (x,), [jax.devices()[0]], {})(x))
+function = lambda x: jnp.sin(x) @ jnp.cos(x)[:, None]
+for _ in range(2):  # the second one is in this process's memory
+    print(executables.compiled(jax.jit(function), "dot", (x,), [jax.devices()[0]], {})(x))
 """
 
 
