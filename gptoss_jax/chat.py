@@ -158,10 +158,8 @@ def main(arguments: argparse.Namespace) -> None:
 
         report = interactive.compile_report(wanted=False)
         # Kept prefixes: a turn computes what is new.
-        speculate = arguments.speculate
-        engine = engine_for(
-            model, tokenizer, 1, max_tokens=room, speculate=speculate, report=report
-        )
+        options = {"speculate": arguments.speculate, "cache": arguments.cache}
+        engine = engine_for(model, tokenizer, 1, max_tokens=room, report=report, **options)
         conversation = Conversation(arguments.system, arguments.reasoning_effort)
         # On a thread of its own, where no Ctrl-C breaks into a device call.
         with Service(engine) as service:

@@ -50,6 +50,15 @@ def add_mesh(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cache(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flag of the format of what is cached."""
+    parser.add_argument(
+        "--cache",
+        choices=["int8", "fp8"],
+        help="keys and values of full layers in 8 bits: half the memory of a long context",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The help of what `parse_with_overrides` takes beside `--config FILE`."""
     parser.add_argument(

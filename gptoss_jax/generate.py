@@ -138,9 +138,8 @@ def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Tur
     model = interactive.load(arguments, config)
     report = interactive.compile_report(wanted=arguments.stats)
     more = _TOOL_TOKENS if toolbox else 0
-    engine = completion.engine_of_few(
-        model, tokenizer, asked, report, more=more, speculate=arguments.speculate
-    )
+    options = {"speculate": arguments.speculate, "cache": arguments.cache}
+    engine = completion.engine_of_few(model, tokenizer, asked, report, more=more, **options)
     return [
         (
             completion.Turn(engine, tokenizer, one, raw=arguments.raw),

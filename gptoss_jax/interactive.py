@@ -50,6 +50,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="what activations are computed in (%(default)s)",
     )
+    cli.add_cache(model)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--context", type=cli.number(int, 1), metavar="T", help=f"positions ({_CONTEXT})"
     )
+    cli.add_cache(work)
     work.add_argument("--config", metavar="FILE", help="what to train, as `train` takes it")
     cli.add_overrides(work)
     parallelism = parser.add_argument_group("Parallelism")
@@ -88,8 +89,10 @@ def _check(arguments: argparse.Namespace) -> None:
     training = arguments.task == "train"
     if training and not arguments.config:
         raise UsageError("--task train takes --config FILE")
-    if training and (arguments.batch or arguments.context):
-        raise UsageError("--batch and --context are generation's; --task train has its config's")
+    if training and (arguments.batch or arguments.context or arguments.cache):
+        raise UsageError(
+            "--batch, --context and --cache are generation's; --task train has its config's"
+        )
     if not training and (arguments.config or arguments.overrides or not arguments.model):
         raise UsageError("give --model 20b, 120b or a checkpoint; --config goes with --task train")
     if arguments.batch == _MOST and not arguments.topology:
@@ -107,7 +110,8 @@ def _job(arguments: argparse.Namespace) -> "Job":
 
     if arguments.task == "generate":
         batch = 1 if arguments.batch in (None, _MOST) else arguments.batch
-        return Generate(_sizes(arguments.model), batch, arguments.context or _CONTEXT)
+        context = arguments.context or _CONTEXT
+        return Generate(_sizes(arguments.model), batch, context, arguments.cache)
     from gptoss_jax.training import base, settings
 
     config = settings.load(arguments.config, arguments.overrides)

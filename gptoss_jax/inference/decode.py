@@ -14,6 +14,7 @@ from gptoss_jax import sharding
 from gptoss_jax.inference import logprobs
 from gptoss_jax.inference.penalties import Tally
 from gptoss_jax.inference.sampling import Sampling, sample
+from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.kernels.low_rank import Chosen
 from gptoss_jax.model.cache import Cache, LayerCache, Places
 from gptoss_jax.model.transformer import GptOss
@@ -112,13 +113,15 @@ class Made:
         return Made(token_B[:, None], id_BK[:, None], logprob_BK[:, None])
 
 
-def pools(model: GptOss, *, pages: int, rings: int, platform: str) -> list[LayerCache]:
+def pools(
+    model: GptOss, *, pages: int, rings: int, platform: str, eight_bit: EightBit | None
+) -> list[LayerCache]:
     """Empty pages and rings on a platform ("cpu", "tpu", "cuda"), so many on each device."""
-    return model.empty_layers(pages, rings, cache_dtype(model, platform))
+    return model.empty_layers(pages, rings, cache_dtype(model, platform), eight_bit)
 
 
 def cache_dtype(model: GptOss, platform: str) -> jnp.dtype:
-    """Of keys and values.
+    """Of keys and values, but for pages of 8 bits.
 
     XLA:CPU updates no bfloat16 in place: it would convert the whole cache and back at every token.
     """

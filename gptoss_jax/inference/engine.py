@@ -17,6 +17,7 @@ from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.requests import Request, check_prompt
 from gptoss_jax.inference.runner import Runner, Timings
 from gptoss_jax.inference.scheduler import VERIFIED, Decode, Prefill, Scheduler, Verify
+from gptoss_jax.kernels.attention.eight_bit import EIGHT_BIT, EightBit
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
@@ -47,6 +48,7 @@ class Engine:
         reuse: bool = True,
         adapters: Slots | None = None,
         speculate: bool = False,
+        cache: EightBit | None = None,
         report: Callable[[str], None] | None = None,
     ):
         """Allocates the cache.
@@ -65,17 +67,22 @@ class Engine:
           speculate: whether few sequences at a time guess what follows from what they said before,
             and verify that in one call, while this is the faster way. Not over several processes,
             whose clocks differ.
+          cache: "int8" or "fp8", the format of keys and values in full layers' pages, which then
+            take half of the bytes; None: what activations are computed in.
           report: told in a line what was compiled and how long that took.
 
         Raises:
           UserError: the mesh splits sequences, and these not into equal parts; or there is to be
-            room for adapters and the model has one; or no page fits beside the weights.
+            room for adapters and the model has one; or the cache's format is unknown; or no page
+            fits beside the weights.
         """
         self.model = model
         self._stops = frozenset(stop_ids)
         self._adapters = adapters and Adapters(model, adapters, self._users)
         whole = self._adapters.model if self._adapters else model
-        programs = Programs(whole, sharding.mesh_of(model.embedding_VD[...]))
+        if cache is not None and cache not in EIGHT_BIT:
+            raise UserError(f"cache is {cache!r}; it must be None, {' or '.join(EIGHT_BIT)}")
+        programs = Programs(whole, sharding.mesh_of(model.embedding_VD[...]), cache)
         sharding.check_batch(max_sequences, programs.mesh)
         parts = programs.parts
         own = max_sequences // parts

@@ -14,6 +14,7 @@ from gptoss_jax import sharding
 from gptoss_jax.inference import decode as device
 from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.penalties import renewed
+from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.model.cache import Cache, LayerCache
 from gptoss_jax.model.transformer import GptOss
 
@@ -31,14 +32,16 @@ class Programs:
       state: PartitionSpecs of `State`, a prefix of its tree.
     """
 
-    def __init__(self, model: GptOss, mesh: Mesh | None):
+    def __init__(self, model: GptOss, mesh: Mesh | None, eight_bit: EightBit | None = None):
         """Prepares for a model.
 
         Args:
           model: the network; may be abstract.
           mesh: where its parameters lie, as `sharding.parameter_specs` says.
+          eight_bit: the format of pages; None: what activations are computed in.
         """
         self.mesh = mesh
+        self._eight_bit: EightBit | None = eight_bit
         self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model)
         self._split = split = sharding.split_of(model.config, dict(mesh.shape) if mesh else {})
         self.batch = sharding.batch_spec(split)
@@ -55,7 +58,8 @@ class Programs:
 
     def pools(self, pages: int, rings: int, platform: str) -> Any:
         """The program that makes the empty cache: so many pages and rings of each part."""
-        sizes = {"pages": pages, "rings": rings, "platform": platform}
+        sizes: Any = {"pages": pages, "rings": rings, "platform": platform}
+        sizes["eight_bit"] = self._eight_bit
         layers = sharding.cache_spec(self._split)
         return jax.jit(self._over(lambda: device.pools(self._like, **sizes), (), layers))
 
@@ -63,7 +67,7 @@ class Programs:
         """Of what `pools` makes, on one device."""
         config, dtype = self._like.config, device.cache_dtype(self._like, platform)
         heads = -(-config.num_kv_heads // self._ways(self._split.heads))
-        return LayerCache.nbytes(config, pages, rings, dtype, heads)
+        return LayerCache.nbytes(config, pages, rings, dtype, heads, eight_bit=self._eight_bit)
 
     @functools.cached_property
     def prefill(self) -> Any:

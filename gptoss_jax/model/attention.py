@@ -8,6 +8,7 @@ from flax import nnx
 
 from gptoss_jax import sharding
 from gptoss_jax.kernels import attention as kernels
+from gptoss_jax.kernels.attention.eight_bit import like
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.low_rank import with_outputs
 from gptoss_jax.model import cache as kv
@@ -73,10 +74,11 @@ class Attention(nnx.Module):
           what `kept` makes that of).
         """
         q, k_BKHT, v_BKHT = self._project(x_BTD, rotation)
-        k_BKHT, v_BKHT = (x.astype(layer.k_PKHS.dtype) for x in (k_BKHT, v_BKHT))
         if self.window is None:
             out, layer = self._extend_full(q, k_BKHT, v_BKHT, layer, places, chunk)
-        elif chunk.size == 1:
+            return self._output(out), layer
+        k_BKHT, v_BKHT = (like(x, layer.k_PKHS) for x in (k_BKHT, v_BKHT))
+        if chunk.size == 1:
             out, layer = self._decode_ring(q, k_BKHT, v_BKHT, layer, places, chunk.length_B)
         else:
             out, layer = self._extend_ring(q, k_BKHT, v_BKHT, layer, places, chunk)
@@ -87,8 +89,8 @@ class Attention(nnx.Module):
         # Slots of positions that are not real hold garbage that no real query sees; the next
         # positions are written over it.
         table_BJ = places.table_BJ
-        k_PKHS = kv.write_positions(layer.k_PKHS, k_BKHT, table_BJ, chunk.length_B)
-        v_PKHS = kv.write_positions(layer.v_PKHS, v_BKHT, table_BJ, chunk.length_B)
+        k_PKHS = kv.write_pages(layer.k_PKHS, k_BKHT, table_BJ, chunk.length_B)
+        v_PKHS = kv.write_pages(layer.v_PKHS, v_BKHT, table_BJ, chunk.length_B)
         out = kernels.attend_cache(
             q_BTNH, k_PKHS, v_PKHS, self.sinks_N[...], table_BJ, chunk.position_BT
         )

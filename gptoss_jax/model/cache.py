@@ -5,6 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from gptoss_jax.kernels.attention.eight_bit import (
+    SCALE_DTYPE,
+    EightBit,
+    Pages,
+    Scaled,
+    dtype_of,
+    like,
+)
 from gptoss_jax.model.config import Config
 
 PAGE = 128  # slots: the lanes of a TPU
@@ -22,14 +30,23 @@ class LayerCache:
     A page of a full layer holds PAGE positions that follow each other. A page of a sliding layer
     has W slots and is a sequence's ring: slot `position % W` holds the latest such position. Page 0
     belongs to no sequence: rows without one write there.
+
+    Pages of full layers may be of 8 bits. Rings are not: all of them are 1.5 % of what 8,192 tokens
+    of gpt-oss-20b take.
     """
 
-    k_PKHS: jax.Array
-    v_PKHS: jax.Array
+    k_PKHS: Pages
+    v_PKHS: Pages
 
     @staticmethod
     def empty(
-        config: Config, pages: int, rings: int, dtype: jnp.dtype, kv_heads: int | None = None
+        config: Config,
+        pages: int,
+        rings: int,
+        dtype: jnp.dtype,
+        kv_heads: int | None = None,
+        *,
+        eight_bit: EightBit | None = None,
     ) -> list["LayerCache"]:
         """Every layer's, for that many pages and rings beside page 0.
 
@@ -39,25 +56,40 @@ class LayerCache:
           rings: of a sliding layer.
           dtype: of keys and values.
           kv_heads: K of one device; None: all.
+          eight_bit: the format of pages, instead of `dtype`.
         """
 
         def layer(index: int) -> LayerCache:
             window = config.window(index)
             slots = (kv_heads or config.num_kv_heads, config.head_dim, window or PAGE)
             shape = (1 + (rings if window else pages), *slots)
+            if eight_bit and not window:
+                held = dtype_of(eight_bit)
+                return LayerCache(Scaled.zeros(shape, held), Scaled.zeros(shape, held))
             return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
         return [layer(index) for index in range(config.num_layers)]
 
     @staticmethod
     def nbytes(
-        config: Config, pages: int, rings: int, dtype: jnp.dtype, kv_heads: int | None = None
+        config: Config,
+        pages: int,
+        rings: int,
+        dtype: jnp.dtype,
+        kv_heads: int | None = None,
+        *,
+        eight_bit: EightBit | None = None,
     ) -> int:
         """Of all layers that `empty` makes."""
         heads = kv_heads or config.num_kv_heads
         windows = [config.window(index) for index in range(config.num_layers)]
-        slots = sum((1 + rings) * w if w else (1 + pages) * PAGE for w in windows)
-        return 2 * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
+        of_slots = sum(
+            (1 + rings) * w * slot_bytes(config, dtype)
+            if w
+            else (1 + pages) * PAGE * slot_bytes(config, dtype, eight_bit)
+            for w in windows
+        )
+        return heads * of_slots
 
 
 @jax.tree_util.register_dataclass
@@ -112,9 +144,27 @@ class Cache:
         return Cache(layers, Places.in_turn(batch, pages), jnp.zeros((batch,), jnp.int32))
 
 
+def slot_bytes(config: Config, dtype: jnp.dtype, eight_bit: EightBit | None = None) -> int:
+    """Of one position's key and value of one head and layer."""
+    if eight_bit:
+        return 2 * (config.head_dim * dtype_of(eight_bit).itemsize + SCALE_DTYPE.itemsize)
+    return 2 * config.head_dim * jnp.dtype(dtype).itemsize
+
+
 def pages_for(tokens: int) -> int:
     """Pages that so many tokens take."""
     return -(-tokens // PAGE)
+
+
+def write_pages(
+    pages: Pages, new_BKHT: jax.Array, table_BJ: jax.Array, start_B: jax.Array
+) -> Pages:
+    """`write_positions` in pages of any format."""
+    return jax.tree.map(
+        lambda held, new: write_positions(held, new, table_BJ, start_B),
+        pages,
+        like(new_BKHT, pages),
+    )
 
 
 def write_positions(

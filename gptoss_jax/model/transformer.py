@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptoss_jax import sharding
+from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.kernels.dense import dense
 from gptoss_jax.kernels.embedding import embed
 from gptoss_jax.kernels.low_rank import Chosen, Weight, for_rows, with_inputs
@@ -168,9 +169,12 @@ class GptOss(nnx.Module):
         """
         return Cache.empty(self.config, batch, capacity, self.dtype, self._own_kv_heads())
 
-    def empty_layers(self, pages: int, rings: int, dtype: jnp.dtype) -> list[LayerCache]:
+    def empty_layers(
+        self, pages: int, rings: int, dtype: jnp.dtype, eight_bit: EightBit | None = None
+    ) -> list[LayerCache]:
         """As `LayerCache.empty`, with the heads of one device."""
-        return LayerCache.empty(self.config, pages, rings, dtype, self._own_kv_heads())
+        heads = self._own_kv_heads()
+        return LayerCache.empty(self.config, pages, rings, dtype, heads, eight_bit=eight_bit)
 
     def _own_kv_heads(self) -> int:
         heads = sharding.parts(sharding.current(self.config).heads)

@@ -17,6 +17,7 @@ from gptoss_jax.training.tasks import LESSONS, PRACTICE, SKILLS, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
 
 if TYPE_CHECKING:
+    from gptoss_jax.kernels.attention.eight_bit import EightBit
     from gptoss_jax.model.transformer import GptOss
     from gptoss_jax.text import Tokenizer
 
@@ -25,14 +26,21 @@ _MAX_TOKENS = 384  # the longest reference turn has fewer than 250
 _BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
 
 
-def answerer(model: "GptOss", tokenizer: "Tokenizer", *, temperature: float, seed: int) -> Answerer:
+def answerer(
+    model: "GptOss",
+    tokenizer: "Tokenizer",
+    *,
+    temperature: float,
+    seed: int,
+    cache: "EightBit | None" = None,
+) -> Answerer:
     """Answers problems, many at a time."""
     from gptoss_jax.inference.engine import engine_for
     from gptoss_jax.inference.requests import Request
     from gptoss_jax.inference.turns import turns
     from gptoss_jax.text.harmony import render_conversation
 
-    engine = engine_for(model, tokenizer, _BATCH, reuse=False)
+    engine = engine_for(model, tokenizer, _BATCH, reuse=False, cache=cache)
 
     def answer(problems: Sequence[Problem]) -> list[Answer]:
         prompts = [render_conversation(tokenizer, one.prompt()) for one in problems]
@@ -93,6 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--skills", nargs="+", choices=known, default=list(SKILLS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--adapter", metavar="DIR", help="of a fine-tune, in PEFT's layout")
+    cli.add_cache(parser)
     parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")
     parser.add_argument("--card", type=Path, help="a model card to write the table into")
     cli.add_parallelism(parser)
@@ -101,6 +110,7 @@ def _arguments() -> argparse.Namespace:
 
 def _command(arguments: argparse.Namespace) -> str:
     given = " --adapter ADAPTER" if arguments.adapter else ""
+    given += f" --cache {arguments.cache}" if arguments.cache else ""
     given += " --run RUN" if arguments.run else ""
     return f"python -m gptoss_jax.nano.measure DIR{given} --count {arguments.count}"
 
@@ -120,7 +130,7 @@ def _main(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.checkpoint}: has no tokenizer")
 
     def measured(which: "GptOss", temperature: float, count: int) -> list[Score]:
-        answer = answerer(which, tokenizer, temperature=temperature, seed=1)
+        answer = answerer(which, tokenizer, temperature=temperature, seed=1, cache=arguments.cache)
         return evaluate(answer, arguments.skills, count)
 
     scores, master = measured(model, 0.0, arguments.count), []

@@ -11,12 +11,13 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gptoss_jax import sharding
+from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.kernels.attention.xla import pages_a_block
 from gptoss_jax.kernels.moe import grouped
 from gptoss_jax.kernels.moe.pairs import tile_size
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import Adapter
-from gptoss_jax.model.cache import PAGE, LayerCache, pages_for
+from gptoss_jax.model.cache import PAGE, LayerCache, pages_for, slot_bytes
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
@@ -51,7 +52,13 @@ class Bytes:
         return self.weights + self.kv_cache + self.adapters + self.optimizer
 
 
-def count(config: Config, shape: Mapping[str, int], batch: int, context: int) -> Bytes:
+def count(
+    config: Config,
+    shape: Mapping[str, int],
+    batch: int,
+    context: int,
+    cache: EightBit | None = None,
+) -> Bytes:
     """Counts for a network over a mesh.
 
     Args:
@@ -59,6 +66,7 @@ def count(config: Config, shape: Mapping[str, int], batch: int, context: int) ->
       shape: axis sizes of the mesh.
       batch: sequences, over the whole mesh.
       context: positions of each.
+      cache: the format of full layers' pages; None: bfloat16.
     """
     split = sharding.split_of(config, shape)
     ways = _ways(shape)
@@ -71,11 +79,12 @@ def count(config: Config, shape: Mapping[str, int], batch: int, context: int) ->
     active = _busiest(config, own, split, ways)
     kv_heads = -(-config.num_kv_heads // ways(split.heads))
     row = config.hidden_size * 2
-    read = _kv_read(config, own, context, kv_heads)
+    read = _kv_read(config, own, context, kv_heads, cache)
+    pages = own * pages_for(context)
     logits = own * config.vocab_size // ways(split.vocab) * 4
     return Bytes(
         weights=sum(sizes.values()),
-        kv_cache=_cache_bytes(config, own, context, kv_heads),
+        kv_cache=LayerCache.nbytes(config, pages, own, _CACHE_DTYPE, kv_heads, eight_bit=cache),
         decode_minimum=round(experts * active / held) + dense + own * row + read + logits,
     )
 
@@ -183,11 +192,12 @@ def _tuple(axes) -> sharding.Axes:
     return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def _cache_bytes(config: Config, batch: int, context: int, kv_heads: int) -> int:
-    return LayerCache.nbytes(config, batch * pages_for(context), batch, _CACHE_DTYPE, kv_heads)
+def _kv_read(
+    config: Config, batch: int, context: int, kv_heads: int, cache: EightBit | None
+) -> int:
+    def of(window: int | None) -> int:
+        positions = context if window is None else min(window, context)
+        eight_bit = cache if window is None else None
+        return positions * slot_bytes(config, _CACHE_DTYPE, eight_bit)
 
-
-def _kv_read(config: Config, batch: int, context: int, kv_heads: int) -> int:
-    lengths = (config.window(layer) or context for layer in range(config.num_layers))
-    positions = sum(min(length, context) for length in lengths)
-    return 2 * batch * kv_heads * config.head_dim * _CACHE_DTYPE.itemsize * positions
+    return batch * kv_heads * sum(of(config.window(i)) for i in range(config.num_layers))

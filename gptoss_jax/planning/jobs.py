@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from gptoss_jax import sharding
 from gptoss_jax.errors import UsageError
 from gptoss_jax.inference.scheduler import width_for
+from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.model.config import Config
 from gptoss_jax.planning import arithmetic, program
 from gptoss_jax.planning.arithmetic import Bytes
@@ -36,11 +37,13 @@ class Generate:
       sizes: of the network.
       batch: sequences, over the whole mesh.
       context: positions of each.
+      cache: the format of full layers' pages; None: bfloat16.
     """
 
     sizes: Config
     batch: int
     context: int
+    cache: EightBit | None = None
 
     def default_shape(self, devices: int) -> dict[str, int]:
         """Of the mesh, where none is asked for."""
@@ -58,11 +61,11 @@ class Generate:
 
     def count(self, shape: Mapping[str, int]) -> Bytes:
         """Bytes by arithmetic."""
-        return arithmetic.count(self.sizes, shape, self.batch, self.context)
+        return arithmetic.count(self.sizes, shape, self.batch, self.context, self.cache)
 
     def compiled(self, mesh: Mesh) -> Compiled:
         """By the compiler: decode and a prefill chunk."""
-        return program.compile_generate(self.sizes, mesh, self.batch, self.context)
+        return program.compile_generate(self.sizes, mesh, self.batch, self.context, self.cache)
 
     def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
         """A guess of temporaries and padding, bytes a device."""
@@ -78,8 +81,7 @@ class Generate:
 
     def question(self) -> dict[str, Any]:
         """What the answer of a compiler depends on."""
-        sizes = dataclasses.asdict(self.sizes)
-        return {"task": "generate", "sizes": sizes, "batch": self.batch, "context": self.context}
+        return {"task": "generate"} | dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.programs import Programs, compiler_options
 from gptoss_jax.inference.scheduler import width_for
+from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
@@ -50,31 +51,37 @@ class Compiled:
     sent_bytes: float | None = None
 
 
-def compile_generate(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+def compile_generate(
+    config: Config, mesh: Mesh, batch: int, context: int, cache: EightBit | None = None
+) -> Compiled:
     """Decoding, up to 32 tokens of every sequence a call, and a prefill chunk of long prompts.
 
     The peak is the larger one; the collectives are decode's.
     """
     with ThreadPoolExecutor(2) as both:
-        decode = both.submit(compile_decode, config, mesh, batch, context)
-        prefill = both.submit(_compile_prefill, config, mesh, batch, context)
+        decode = both.submit(compile_decode, config, mesh, batch, context, cache)
+        prefill = both.submit(_compile_prefill, config, mesh, batch, context, cache)
         found = decode.result()
         return dataclasses.replace(found, peak=max(found.peak, prefill.result().peak))
 
 
-def compile_decode(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+def compile_decode(
+    config: Config, mesh: Mesh, batch: int, context: int, cache: EightBit | None = None
+) -> Compiled:
     """Decoding alone."""
-    programs, state, rules = call(config, mesh, batch, context, rows=batch)
+    programs, state, rules = call(config, mesh, batch, context, rows=batch, cache=cache)
     model = placed(abstract(config), mesh)
     steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
     rounds = arithmetic.decode_rounds(config, dict(mesh.shape), batch, context)
     return _compiled(programs.decode, mesh, model, state, rules, steps, rounds=rounds)
 
 
-def _compile_prefill(config: Config, mesh: Mesh, batch: int, context: int) -> Compiled:
+def _compile_prefill(
+    config: Config, mesh: Mesh, batch: int, context: int, cache: EightBit | None
+) -> Compiled:
     # A row for each part of the sequences: more rows have the same tokens in all.
     rows = Programs(abstract(config), mesh).parts
-    programs, state, rules = call(config, mesh, batch, context, rows)
+    programs, state, rules = call(config, mesh, batch, context, rows, cache)
     model = placed(abstract(config), mesh)
     chunk = jax.ShapeDtypeStruct((rows, width_for(context)), jnp.int32)
     added = jax.ShapeDtypeStruct((rows,), jnp.int32)
@@ -100,7 +107,12 @@ def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
 
 
 def call(
-    config: Config, mesh: Mesh, batch: int, context: int, rows: int
+    config: Config,
+    mesh: Mesh,
+    batch: int,
+    context: int,
+    rows: int,
+    cache: EightBit | None = None,
 ) -> tuple[Programs, State, Rules]:
     """The programs, and the shapes of a call's state and rules on the mesh.
 
@@ -110,8 +122,9 @@ def call(
       batch: sequences that the cache has room for.
       context: tokens of each.
       rows: of the call.
+      cache: the format of full layers' pages.
     """
-    programs = Programs(abstract(config), mesh if mesh.size > 1 else None)
+    programs = Programs(abstract(config), mesh if mesh.size > 1 else None, cache)
     platform = next(iter(mesh.devices.flat)).platform
     own = batch // programs.parts
     pages = pages_for(context)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from gptoss_jax.kernels import hopper
 from gptoss_jax.kernels.attention import xla
+from gptoss_jax.kernels.attention.eight_bit import Pages, Scaled
 from gptoss_jax.kernels.attention.packed import attend_packed
 from gptoss_jax.kernels.attention.reference import attend
 from gptoss_jax.kernels.attention.xla import attend_aligned
@@ -17,8 +18,8 @@ _PAGE = (64, 128)
 
 def attend_cache(
     q_BTNH: jax.Array,
-    k_PKHS: jax.Array,
-    v_PKHS: jax.Array,
+    k_PKHS: Pages,
+    v_PKHS: Pages,
     sinks_N: jax.Array,
     table_BJ: jax.Array,
     position_BT: jax.Array,
@@ -35,8 +36,10 @@ def attend_cache(
     )
 
 
-def _takes_kernel(q_BTNH: jax.Array, k_PKHS: jax.Array) -> bool:
-    """One query a sequence, on Hopper."""
+def _takes_kernel(q_BTNH: jax.Array, k_PKHS: Pages) -> bool:
+    """One query a sequence, pages of 16 bits, on Hopper."""
+    if isinstance(k_PKHS, Scaled):
+        return False
     _, queries, heads, _ = q_BTNH.shape
     fitting = k_PKHS.shape[2:] == _PAGE and heads // k_PKHS.shape[1] <= hopper.UNIT_ROWS
     return fitting and queries == 1 and k_PKHS.dtype == jnp.bfloat16 and hopper.is_target()

@@ -5,11 +5,14 @@ a running softmax and stops at the last position in use, so its cost follows the
 cache's capacity.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from gptoss_jax.kernels import einsum
 from gptoss_jax.kernels.attention import reference
+from gptoss_jax.kernels.attention.eight_bit import Pages, Scaled
 
 # Scores of one block of queries: 2^25 float32 are 128 MiB.
 _MAX_SCORES = 2**25
@@ -99,8 +102,8 @@ def _causal(q_BT: jax.Array, k_BS: jax.Array, window: int | None) -> jax.Array:
 
 def attend_cache(
     q_BTNH: jax.Array,
-    k_PKHS: jax.Array,
-    v_PKHS: jax.Array,
+    k_PKHS: Pages,
+    v_PKHS: Pages,
     sinks_N: jax.Array,
     table_BJ: jax.Array,
     position_BT: jax.Array,
@@ -110,7 +113,8 @@ def attend_cache(
     Slot s of page `table[b, j]` holds position S j + s of sequence b.
 
     The running softmax starts from the sink: as if one key with that logit and no value had been
-    read. Pages past the largest position are not read, but for the rest of a block of pages. Not
+    read. Pages past the largest position are not read, but for the rest of a block of pages. Of
+    8-bit pages the scales are multiplied into scores and weights, not into the pages. Not
     differentiable.
 
     Returns:
@@ -120,7 +124,8 @@ def attend_cache(
     _, kv_heads, _, page = k_PKHS.shape
     pages, groups = table_BJ.shape[1], heads // kv_heads
     shape = (batch, kv_heads, groups, queries)
-    q_BTKGH = q_BTNH.astype(k_PKHS.dtype).reshape(batch, queries, kv_heads, groups, head_dim)
+    dtype = q_BTNH.dtype if isinstance(k_PKHS, Scaled) else k_PKHS.dtype
+    q_BTKGH = q_BTNH.astype(dtype).reshape(batch, queries, kv_heads, groups, head_dim)
     block = min(pages_a_block(batch), pages)
 
     def body(index, carry):
@@ -129,19 +134,22 @@ def attend_cache(
         first = jnp.minimum(index * block, pages - block)
         ids_BJ = jax.lax.dynamic_slice_in_dim(table_BJ, first, block, axis=1)
         ids = [ids_BJ[:, p] for p in range(block)]
-        k, v = ([jnp.take(x, i, axis=0, mode="clip") for i in ids] for x in (k_PKHS, v_PKHS))
+        k, v = ([_taken(x, i, dtype) for i in ids] for x in (k_PKHS, v_PKHS))
         slots = first * page + jnp.arange(block * page)
         new = slots >= index * block * page
         mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
         # A dot a page: one over all pages would want them beside the slots, and a copy.
-        scores = [einsum("BTKGH,BKHS->BKGTS", q_BTKGH, x) for x in k]
+        scores = [_times(einsum("BTKGH,BKHS->BKGTS", q_BTKGH, x), scale) for x, scale in k]
         scores = jnp.concatenate(scores, axis=-1) * head_dim**-0.5
         scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
-        of_page = zip(jnp.split(weights.astype(v_PKHS.dtype), block, axis=-1), v, strict=True)
-        added = [einsum("BKGTS,BKHS->BKGTH", w, x) for w, x in of_page]
+        of_page = zip(jnp.split(weights, block, axis=-1), v, strict=True)
+        added = [
+            einsum("BKGTS,BKHS->BKGTH", _times(w, scale).astype(dtype), x)
+            for w, (x, scale) in of_page
+        ]
         out = out * shrink[..., None] + sum(added[1:], start=added[0])
         return new_largest, total * shrink + weights.sum(-1), out
 
@@ -152,6 +160,18 @@ def attend_cache(
         _, total, out = jax.lax.fori_loop(0, steps, body, carry)
     out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
     return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+
+
+def _taken(pages: Pages, index_B: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
+    """A page of each sequence, and its scales [B, K, 1, S] or None."""
+    taken: Any = jax.tree.map(lambda x: jnp.take(x, index_B, axis=0, mode="clip"), pages)
+    if isinstance(taken, Scaled):
+        return taken.unscaled(dtype), taken.scale_PK1S
+    return taken, None
+
+
+def _times(x_BKGTS: jax.Array, scale_BK1S: jax.Array | None) -> jax.Array:
+    return x_BKGTS if scale_BK1S is None else x_BKGTS * scale_BK1S[:, :, None]
 
 
 def pages_a_block(batch: int) -> int:
