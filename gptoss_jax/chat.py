@@ -153,12 +153,13 @@ def main(arguments: argparse.Namespace) -> None:
         toolbox.fit(room)
         constraint, formats = constraint_of(arguments, tokenizer, toolbox)
         model = interactive.load(arguments, config)
+        draft = interactive.draft(arguments, model)
         from gptoss_jax.inference.engine import engine_for
         from gptoss_jax.inference.service import Service
 
         report = interactive.compile_report(wanted=False)
         # Kept prefixes: a turn computes what is new.
-        options = {"speculate": arguments.speculate, "cache": arguments.cache}
+        options = {"speculate": arguments.speculate, "draft": draft, "cache": arguments.cache}
         engine = engine_for(model, tokenizer, 1, max_tokens=room, report=report, **options)
         conversation = Conversation(arguments.system, arguments.reasoning_effort)
         # On a thread of its own, where no Ctrl-C breaks into a device call.

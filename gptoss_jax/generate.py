@@ -136,9 +136,10 @@ def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Tur
     request = dataclasses.replace(request, logprobs=arguments.logprobs)
     asked = copies(request, arguments.n)
     model = interactive.load(arguments, config)
+    draft = interactive.draft(arguments, model)
     report = interactive.compile_report(wanted=arguments.stats)
     more = _TOOL_TOKENS if toolbox else 0
-    options = {"speculate": arguments.speculate, "cache": arguments.cache}
+    options = {"speculate": arguments.speculate, "draft": draft, "cache": arguments.cache}
     engine = completion.engine_of_few(model, tokenizer, asked, report, more=more, **options)
     return [
         (
@@ -207,13 +208,14 @@ def _report(completion: "Completion", timings: dict, arguments: argparse.Namespa
             file=sys.stderr,
         )
     if arguments.stats:
+        guesses = arguments.speculate or arguments.draft is not None
         usage = completion.usage
         print(
             f"load {timings['load_s']:.1f} s, compile {timings['compile_s']:.1f} s, prefill "
             f"{usage['prompt_tokens']} tokens at {timings['prefill_tokens_per_second']:.1f}/s, "
             f"decode {usage['completion_tokens']} tokens at "
             f"{timings['decode_tokens_per_second']:.2f}/s"
-            + (f", {timings['guesses_right']:.0%} of guesses right" * arguments.speculate),
+            + (f", {timings['guesses_right']:.0%} of guesses right" * guesses),
             file=sys.stderr,
         )
 

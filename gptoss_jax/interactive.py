@@ -102,6 +102,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         action="store_true",
         help="guess from what was said before, and verify; where it pays the same comes sooner",
     )
+    sampling.add_argument(
+        "--draft",
+        metavar="DIR",
+        help="a smaller model with the same tokenizer that guesses instead",
+    )
     sampling.add_argument("--seed", type=cli.number(int, 0, 2**32 - 1), default=0, metavar="N")
     return sampling
 
@@ -208,9 +213,24 @@ def find(arguments: argparse.Namespace) -> "tuple[Tokenizer, Config]":
             f"{directory}: no tokenizer in it, and its vocabulary of "
             f"{config.vocab_size} is not o200k_harmony's; give one with --tokenizer"
         )
+    if arguments.draft is not None:
+        _check_draft(arguments.draft, config.vocab_size)
     if arguments.temperature is None:
         arguments.temperature = default_temperature(directory)
     return tokenizer, config
+
+
+def _check_draft(path: str, vocab_size: int) -> None:
+    from gptoss_jax.model.config import check_directory, read_config
+
+    directory = checkpoint_directory(path)
+    check_directory(directory)
+    size = read_config(directory).vocab_size
+    if size != vocab_size:
+        raise UserError(
+            f"--draft {path}: its vocabulary is of {size}, the model's of {vocab_size}; give one "
+            "with the same tokenizer"
+        )
 
 
 def load(arguments: argparse.Namespace, config: "Config") -> "GptOss":
@@ -219,6 +239,20 @@ def load(arguments: argparse.Namespace, config: "Config") -> "GptOss":
 
     mesh = choose_mesh(config, arguments.mesh)
     return load_with(arguments.checkpoint, arguments.adapter, jnp.dtype(arguments.dtype), mesh)
+
+
+def draft(arguments: argparse.Namespace, model: "GptOss") -> "GptOss | None":
+    """The model that guesses, where one is named, on the mesh of the one that it guesses for."""
+    if arguments.draft is None:
+        return None
+    from gptoss_jax import sharding
+    from gptoss_jax.model.config import read_config
+
+    directory = checkpoint_directory(arguments.draft)
+    mesh = sharding.mesh_of(model.embedding_VD[...])
+    if mesh is not None:
+        sharding.check(read_config(directory), dict(mesh.shape), mesh.size)
+    return load_with(directory, None, model.dtype, mesh)
 
 
 def request(

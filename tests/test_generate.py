@@ -88,6 +88,19 @@ def test_the_text_of_json_is_what_streams(checkpoint):
     assert streamed == (text if text.endswith("\n") or not text else text + "\n")
 
 
+def test_a_draft_changes_nothing_but_the_pace(checkpoint):
+    flags = ["--max-tokens", "60", "--temperature", "0", "--dtype", "float32", "--json", "Why?"]
+    expected = json.loads(on(checkpoint, *flags).stdout)
+    done = on(checkpoint, "--draft", str(checkpoint), *flags)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["messages"] == expected["messages"]
+    assert shown["timings"]["guesses_right"] == 1
+    refused = on(checkpoint, "--draft", "nano", *flags)
+    assert refused.returncode == 1
+    assert "--draft nano: its vocabulary is of 509" in refused.stderr
+
+
 def test_python_gives_the_same_turn(checkpoint):
     model, tokenizer = gptoss_jax.load(checkpoint)
     completion = gptoss_jax.complete(

@@ -274,6 +274,58 @@ def verify(
     return state, _gathered(made, batch_axes), _all_done(state, batch_axes)
 
 
+def draft(
+    model: GptOss,
+    tokens_BT: jax.Array,
+    added_B: jax.Array,
+    state: State,
+    rules: Rules,
+    *,
+    count: int,
+) -> tuple[State, Made, jax.Array]:
+    """Appends tokens to each sequence, and guesses the next ones.
+
+    What is guessed is in no ring, and in pages beyond each sequence's end: it is written over.
+
+    Args:
+      model: the network that guesses.
+      tokens_BT: int32, padded on the right: each row's tokens up to the newest.
+      added_B: int32, how many of each row are real.
+      state: to be donated; its newest tokens and tallies are not looked at.
+      rules: see there; no row is constrained.
+      count: guesses.
+
+    Returns:
+      (the new state, `count` tokens of each sequence, bool scalar: all are done).
+    """
+    logits_BV, held = model.extend(tokens_BT, added_B, state.cache)
+    going_B = (added_B > 0).astype(jnp.int32)
+
+    def chosen(logits_BV, cache):
+        banned_1V = rules.banned_V[None]
+        return sample(logits_BV, rules.sampling, cache.length_B, banned_1V)[:, None]
+
+    def step(index, carry):
+        logits_BV, cache, token_BS = carry
+        token_B1 = chosen(logits_BV, cache)
+        token_BS = jax.lax.dynamic_update_slice_in_dim(token_BS, token_B1, index, axis=1)
+        return *model.extend(token_B1, going_B, cache), token_BS
+
+    carry = (logits_BV, held, jnp.zeros((len(added_B), count - 1), jnp.int32))
+    with jax.named_scope("guesses"):
+        logits_BV, after, token_BS = jax.lax.fori_loop(0, count - 1, step, carry)
+    token_BS = jnp.concatenate([token_BS, chosen(logits_BV, after)], axis=1)
+    layers = [
+        new if model.config.window(index) is None else old
+        for index, (old, new) in enumerate(zip(held.layers, after.layers, strict=True))
+    ]
+    state = dataclasses.replace(state, cache=dataclasses.replace(held, layers=layers))
+    nothing_told = jnp.zeros((len(added_B), count, 0))
+    made = Made(token_BS, nothing_told.astype(jnp.int32), nothing_told)
+    batch_axes = sharding.current(model.config).batch
+    return state, _gathered(made, batch_axes), _all_done(state, batch_axes)
+
+
 def _nothing_made(batch: int, ranks: int) -> Made:
     token_BS = jnp.full((batch, MOST_STEPS), -1, jnp.int32)
     told = (batch, MOST_STEPS, 1 + ranks if ranks else 0)

@@ -12,6 +12,7 @@ from gptoss_jax.inference import logprobs, requests
 from gptoss_jax.inference.adapters import Adapters, Resident, Slots
 from gptoss_jax.inference.checks import check_sampling
 from gptoss_jax.inference.decode import Made
+from gptoss_jax.inference.draft import Drafter
 from gptoss_jax.inference.memory import room_for
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.requests import Request, check_prompt
@@ -48,6 +49,7 @@ class Engine:
         reuse: bool = True,
         adapters: Slots | None = None,
         speculate: bool = False,
+        draft: GptOss | None = None,
         cache: EightBit | None = None,
         report: Callable[[str], None] | None = None,
     ):
@@ -67,14 +69,15 @@ class Engine:
           speculate: whether few sequences at a time guess what follows from what they said before,
             and verify that in one call, while this is the faster way. Not over several processes,
             whose clocks differ.
+          draft: a smaller model with the same vocabulary, on the same mesh, that guesses instead.
           cache: "int8" or "fp8", the format of keys and values in full layers' pages, which then
             take half of the bytes; None: what activations are computed in.
           report: told in a line what was compiled and how long that took.
 
         Raises:
           UserError: the mesh splits sequences, and these not into equal parts; or there is to be
-            room for adapters and the model has one; or the cache's format is unknown; or no page
-            fits beside the weights.
+            room for adapters and the model has one; or the draft's vocabulary or mesh is another;
+            or the cache's format is unknown; or no page fits beside the weights.
         """
         self.model = model
         self._stops = frozenset(stop_ids)
@@ -82,12 +85,17 @@ class Engine:
         whole = self._adapters.model if self._adapters else model
         if cache is not None and cache not in EIGHT_BIT:
             raise UserError(f"cache is {cache!r}; it must be None, {' or '.join(EIGHT_BIT)}")
-        programs = Programs(whole, sharding.mesh_of(model.embedding_VD[...]), cache)
-        sharding.check_batch(max_sequences, programs.mesh)
+        mesh = sharding.mesh_of(model.embedding_VD[...])
+        programs = Programs(whole, mesh, cache)
+        sharding.check_batch(max_sequences, mesh)
+        drafts = []
+        if draft is not None:
+            _check_draft(draft, model)
+            drafts = [Programs(draft, mesh, cache)]
         parts = programs.parts
         own = max_sequences // parts
         self._room = room = room_for(
-            programs,
+            [programs, *drafts],
             sharding.devices_of(model.embedding_VD[...]),
             sequences=own,
             context=min(max_tokens or model.config.max_context, model.config.max_context),
@@ -98,7 +106,12 @@ class Engine:
         self._scheduler = Scheduler(
             sequences=own, pages=room.pages, rings=room.rings, parts=parts, reuse=reuse
         )
-        self._speculates = speculate and jax.process_count() == 1
+        self._drafter = None
+        if draft is not None:
+            runner = Runner(draft, drafts[0], stop_ids, banned_ids, room, report=report)
+            self._drafter = Drafter(runner, draft.config.max_context)
+        guesses = speculate or draft is not None
+        self._speculates = guesses and jax.process_count() == 1
         self._submitted = 0
         self._settle: Callable[[], list[requests.Sequence]] | None = None
 
@@ -187,18 +200,28 @@ class Engine:
         self._settle = None
         for sequence in fresh:
             self._follow(sequence)
-        guess = _guess if self._speculates and self._runner.pace.pays() else None
+        guess = self._guesses if self._speculates and self._runner.pace.pays() else None
         call = self._scheduler.next(self._runner.most_steps, guess)
         if isinstance(call, Prefill):
             newest = self._runner.prefill(call)
             self._settle = lambda: self._prefilled(call, newest())
         elif isinstance(call, Verify):
-            tokens = self._runner.verify(call)
+            tokens = self._runner.verify(call, self._drafter.seconds if self._drafter else 0.0)
             self._settle = lambda: self._decoded(call, tokens())
         elif call is not None:
             tokens = self._runner.decode(call)
             self._settle = lambda: self._decoded(call, tokens())
         return fresh
+
+    def _guesses(self, rows: Sequence[requests.Sequence | None]) -> list[Sequence[int]]:
+        """For each row, no more than there is room for: one token comes in any case."""
+        left = [s.limit - len(s.tokens) - 1 if s else 0 for s in rows]
+        if self._drafter is None:
+            return [
+                _guess(s, min(n, VERIFIED - 1)) if s else ()
+                for s, n in zip(rows, left, strict=True)
+            ]
+        return [row[:n] for row, n in zip(self._drafter.guess(rows), left, strict=True)]
 
     def _prefilled(self, call: Prefill, made: Made) -> list[requests.Sequence]:
         newest = made.token_BS[:, 0].tolist()
@@ -261,10 +284,19 @@ class Engine:
                 self.cancel(sequence)
 
 
-def _guess(sequence: requests.Sequence) -> Sequence[int]:
-    # What is left of its tokens, of which one comes in any case.
-    left = sequence.limit - len(sequence.tokens) - 1
-    return sequence.lookup.guess(sequence.tokens, min(left, VERIFIED - 1))
+def _guess(sequence: requests.Sequence, most: int) -> Sequence[int]:
+    return sequence.lookup.guess(sequence.tokens, most)
+
+
+def _check_draft(draft: GptOss, model: GptOss) -> None:
+    if draft.config.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"the draft has {draft.config.vocab_size} ids, the model {model.config.vocab_size}; "
+            "use one with the same tokenizer"
+        )
+    of_draft, of_model = (sharding.mesh_of(m.embedding_VD[...]) for m in (draft, model))
+    if of_draft != of_model:
+        raise UserError("the draft is not on the model's mesh; load both with the same `mesh`")
 
 
 def _with_logprobs(

@@ -37,7 +37,7 @@ class Room:
 
 
 def room_for(
-    programs: Programs,
+    programs: Sequence[Programs],
     devices: Sequence[Any],
     *,
     sequences: int,
@@ -48,7 +48,7 @@ def room_for(
     """Room for the sequences of one part.
 
     Args:
-      programs: of the model.
+      programs: of the model, and of what has a cache of as many pages and rings beside it.
       devices: its own, of all processes.
       sequences: that run at once.
       context: the longest one's tokens.
@@ -65,7 +65,8 @@ def room_for(
         return sequences + (sequences + pages // 4 if reuse else 0)
 
     def nbytes(pages: int) -> int:
-        return programs.cache_bytes(pages, rings(pages), devices[0].platform)
+        platform = devices[0].platform
+        return sum(one.cache_bytes(pages, rings(pages), platform) for one in programs)
 
     if pages is None:
         pages = _fitting(devices, sequences * pages_for(context), nbytes)

@@ -14,16 +14,17 @@ from gptoss_jax import sharding
 from gptoss_jax.inference import decode as device
 from gptoss_jax.inference.decode import Rules, State
 from gptoss_jax.inference.penalties import renewed
+from gptoss_jax.inference.scheduler import VERIFIED
 from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.model.cache import Cache, LayerCache
 from gptoss_jax.model.transformer import GptOss
 
 
 class Programs:
-    """`pools`, `prefill`, `decode` and `verify` of `inference.decode`, jitted, the state donated.
+    """`pools`, `prefill`, `decode`, `verify` and `draft` of `inference.decode`, jitted.
 
-    Over a mesh each is one `shard_map` of all its axes, whose collectives are those that the model
-    names.
+    The state is donated. Over a mesh each is one `shard_map` of all its axes, whose collectives are
+    those that the model names.
 
     Attributes:
       mesh: None for one device.
@@ -86,6 +87,13 @@ class Programs:
         """The program of several guessed tokens a call."""
         specs = (self._parameters, self.batch, self.batch, self.state, self.rules)
         return jax.jit(self._over(device.verify, specs, self._results), donate_argnums=3)
+
+    @functools.cached_property
+    def draft(self) -> Any:
+        """The program that guesses for a larger model."""
+        specs = (self._parameters, self.batch, self.batch, self.state, self.rules)
+        function = functools.partial(device.draft, count=VERIFIED - 1)
+        return jax.jit(self._over(function, specs, self._results), donate_argnums=3)
 
     @functools.cached_property
     def renewed_tally(self) -> Any:

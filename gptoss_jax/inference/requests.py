@@ -120,6 +120,7 @@ class Sequence:
       keys: of the prompt's whole pages.
       reused: prompt tokens that were in the cache already.
       served: the number of the step that last prefilled it.
+      begun: how often it was given pages: more than once, if it was displaced.
       cancelled: to be ended before the next step.
       matcher: of its request's constraint.
       logprobs: of each generated token, if the request asks for them.
@@ -140,6 +141,7 @@ class Sequence:
     keys: list[bytes] = dataclasses.field(default_factory=list)
     reused: int = 0
     served: int = 0
+    begun: int = 0
     cancelled: bool = False
     matcher: "Matcher | None" = None
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)

@@ -145,14 +145,10 @@ class Runner:
 
     def prefill(self, call: Prefill) -> Callable[[], Made]:
         """Begins a call; what is given waits for its end and gives each row's newest token."""
-        tokens_BT = np.zeros((len(call.rows), call.width), np.int32)
-        for row, sequence, added in zip(tokens_BT, call.rows, call.added, strict=True):
-            if sequence is not None:
-                row[:added] = sequence.tokens[sequence.computed : sequence.computed + added]
+        starts = [sequence.computed if sequence else 0 for sequence in call.rows]
+        tokens, added_B = self._given(call.rows, starts, call.added, call.width)
         tally = self._tallies.of_prefill(call.rows, call.added)
         state, rules = self._state(call.rows, tally), self._rules(call.rows)
-        host = (tokens_BT, np.asarray(call.added, np.int32))
-        tokens, added_B = self._programs.placed(host, self._programs.batch)
         if not self._compiled and any(s and s.limit > len(s.tokens) + 1 for s in call.rows):
             self._compile_decode(state, rules)
         made, _, began = self._run("prefill", (self._model, tokens, added_B, state, rules))
@@ -187,8 +183,13 @@ class Runner:
 
         return finish
 
-    def verify(self, call: Verify) -> Callable[[], Made]:
-        """Begins a call; what is given waits for its end and gives each row's tokens, then -1."""
+    def verify(self, call: Verify, guessing_s: float) -> Callable[[], Made]:
+        """Begins a call; what is given waits for its end and gives each row's tokens, then -1.
+
+        Args:
+          call: the guesses.
+          guessing_s: seconds that they took.
+        """
         tokens_BT, added = np.zeros((len(call.rows), VERIFIED), np.int32), []
         for row, sequence, guess in zip(tokens_BT, call.rows, call.guesses, strict=True):
             given = [sequence.tokens[-1], *guess] if sequence else []
@@ -202,7 +203,7 @@ class Runner:
 
         def finish() -> Made:
             out = jax.tree.map(np.asarray, made)
-            taken = time.perf_counter() - began
+            taken = time.perf_counter() - began + guessing_s
             made_B = (out.token_BS >= 0).sum(1)
             self.timings.decode_s += taken
             self.timings.decode_tokens += int(made_B.sum())
@@ -214,12 +215,53 @@ class Runner:
 
         return finish
 
+    def draft(
+        self,
+        rows: Sequence[requests.Sequence | None],
+        starts: Sequence[int],
+        added: Sequence[int],
+        width: int,
+    ) -> Callable[[], Made]:
+        """Begins a call that guesses; what is given waits for its end and gives each row's guesses.
+
+        Args:
+          rows: the sequences of a larger model's call.
+          starts: how many tokens of each this model's cache has.
+          added: how many more it is given; guesses after less than all are of no use.
+          width: tokens a row.
+        """
+        tokens, added_B = self._given(rows, starts, added, width)
+        state = self._state(rows, Tally.none(len(rows)), starts)
+        rules = dataclasses.replace(self._rules(rows), adapters=None)
+        made, _, _ = self._run("draft", (self._model, tokens, added_B, state, rules))
+        return lambda: jax.tree.map(np.asarray, made)
+
+    def _given(
+        self,
+        rows: Sequence[requests.Sequence | None],
+        starts: Sequence[int],
+        added: Sequence[int],
+        width: int,
+    ) -> tuple[Any, Any]:
+        """(int32 [B, T], each row's tokens from its start on; int32 [B], how many are real)."""
+        tokens_BT = np.zeros((len(rows), width), np.int32)
+        for row, sequence, start, count in zip(tokens_BT, rows, starts, added, strict=True):
+            if sequence is not None:
+                row[:count] = sequence.tokens[start : start + count]
+        return self._programs.placed((tokens_BT, np.asarray(added, np.int32)), self._programs.batch)
+
     def _steps(self, made: int, taken: float) -> int:
         """How many tokens the next call is to make; processes need the same, and clocks differ."""
         wanted = 2 * made if jax.process_count() > 1 else int(_CALL_SECONDS * made / taken)
         return max(1, min(MOST_STEPS, wanted))
 
-    def _state(self, rows: Sequence[requests.Sequence | None], tally: Tally) -> State:
+    def _state(
+        self,
+        rows: Sequence[requests.Sequence | None],
+        tally: Tally,
+        starts: Sequence[int] | None = None,
+    ) -> State:
+        """Of the rows, whose caches hold what is computed, or as many tokens as `starts` says."""
         state = State.idle(self._layers, len(rows), self._columns)
         places = state.cache.places
         for row, sequence in enumerate(rows):
@@ -227,7 +269,8 @@ class Runner:
                 places.table_BJ[row, : len(sequence.pages)] = sequence.pages  # pyright: ignore[reportIndexIssue]
                 places.ring_B[row] = sequence.ring  # pyright: ignore[reportIndexIssue]
                 places.source_B[row] = sequence.source  # pyright: ignore[reportIndexIssue]
-                state.cache.length_B[row] = sequence.computed  # pyright: ignore[reportIndexIssue]
+                held = sequence.computed if starts is None else starts[row]
+                state.cache.length_B[row] = held  # pyright: ignore[reportIndexIssue]
                 state.token_B[row] = sequence.tokens[-1]  # pyright: ignore[reportIndexIssue]
                 state.done_B[row] = False  # pyright: ignore[reportIndexIssue]
         state = dataclasses.replace(state, tally=tally)

@@ -59,6 +59,9 @@ class Verify:
     guesses: Rows[Rows[int]]
 
 
+Guess = Callable[[Rows[Sequence | None]], Rows[Rows[int]]]
+
+
 class Part:
     """The devices that hold some of the sequences: their pages, rings, and who runs there."""
 
@@ -111,15 +114,14 @@ class Scheduler:
         """A new sequence, or one that was displaced: the earlier it came, the sooner it runs."""
         bisect.insort(self._waiting, sequence, key=lambda s: (-s.request.priority, s.order))
 
-    def next(
-        self, most_steps: int, guess: Callable[[Sequence], Rows[int]] | None = None
-    ) -> Prefill | Decode | Verify | None:
+    def next(self, most_steps: int, guess: Guess | None = None) -> Prefill | Decode | Verify | None:
         """The next call, or None where nothing is to be done.
 
         Args:
           most_steps: how many tokens a decode call may make of each sequence while no prompt is
             under way.
-          guess: gives up to VERIFIED - 1 tokens that may come next; None: nobody guesses.
+          guess: takes the rows of a call, gives up to VERIFIED - 1 tokens that may come next in
+            each; None: nobody guesses.
         """
         self._drop_cancelled()
         self._admit()
@@ -268,6 +270,7 @@ class Scheduler:
         sequence.computed = kept * PAGE
         sequence.reused = max(sequence.reused, min(sequence.computed, len(sequence.request.prompt)))
         sequence.stage = Stage.PREFILLING
+        sequence.begun += 1
         part.running.append(sequence)
 
     def _chunk(self, sequence: Sequence) -> int:
@@ -305,22 +308,18 @@ class Scheduler:
 
     # --- Answers ---------------------------------------------------------------------------------
 
-    def _guesses(
-        self, running: list[Sequence], guess: Callable[[Sequence], Rows[int]]
-    ) -> Decode | Verify | None:
+    def _guesses(self, running: list[Sequence], guess: Guess) -> Verify | None:
         """A call for all that decode, if there is a guess for any and all can have guesses."""
         decoding = [s for s in running if s.stage is Stage.DECODING]
         if len(decoding) > _MOST_VERIFIED:
             return None
         if any(s.matcher or s.request.adjusts or s.request.logprobs is not None for s in decoding):
             return None
-        guesses = {s: guess(s) for s in decoding}
-        if not any(guesses.values()):
-            return None
         call = self._decode(VERIFIED)
         if call is None or call.steps < VERIFIED:  # pages are few
-            return call
-        return Verify(call.rows, [guesses[s] if s else () for s in call.rows])
+            return None
+        guesses = guess(call.rows)
+        return Verify(call.rows, guesses) if any(guesses) else None
 
     def _decode(self, steps: int) -> Decode | None:
         running = [s for part in self.parts for s in part.running]

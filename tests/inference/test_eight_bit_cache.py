@@ -73,14 +73,10 @@ def test_guesses_change_nothing(model, small_pages, monkeypatch, kind):
     asked = asked_of(3)
     expected = answers(engine_of(model, cache=kind), asked)
     monkeypatch.setattr(Pace, "pays", lambda self: True)
-    monkeypatch.setattr(engine_module, "_guess", lambda sequence: [5, 6][: _left(sequence)])
+    monkeypatch.setattr(engine_module, "_guess", lambda sequence, most: [5, 6][:most])
     engine = engine_of(model, cache=kind, speculate=True)
     assert answers(engine, asked) == expected
     assert engine.timings.guessed_tokens
-
-
-def _left(sequence) -> int:
-    return max(0, sequence.limit - len(sequence.tokens) - 1)
 
 
 @pytest.mark.fast
