@@ -8,5 +8,5 @@ lower-case letter is the per-device size inside `shard_map`.
     H head_dim          A attention width (N * H)               C key/value width (K * H)
     E experts           X active experts    F expert width      V vocabulary
     R rows              L layers            W sliding window
-    P pages             J pages of a sequence
+    P pages             J pages of a sequence                   Q T * G
 """

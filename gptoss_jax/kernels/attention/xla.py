@@ -123,9 +123,11 @@ def attend_cache(
     batch, queries, heads, head_dim = q_BTNH.shape
     _, kv_heads, _, page = k_PKHS.shape
     pages, groups = table_BJ.shape[1], heads // kv_heads
-    shape = (batch, kv_heads, groups, queries)
     dtype = q_BTNH.dtype if isinstance(k_PKHS, Scaled) else k_PKHS.dtype
+    # One axis of all queries of a head: with two of them XLA:CPU takes twice as long for a dot.
     q_BTKGH = q_BTNH.astype(dtype).reshape(batch, queries, kv_heads, groups, head_dim)
+    q_BKQH = jnp.moveaxis(q_BTKGH, 1, 2).reshape(batch, kv_heads, -1, head_dim)
+    position_BQ = jnp.repeat(position_BT, groups, axis=1)
     block = min(pages_a_block(batch), pages)
 
     def body(index, carry):
@@ -137,29 +139,30 @@ def attend_cache(
         k, v = ([_taken(x, i, dtype) for i in ids] for x in (k_PKHS, v_PKHS))
         slots = first * page + jnp.arange(block * page)
         new = slots >= index * block * page
-        mask = (slots[None, None] <= position_BT[..., None]) & new[None, None]
+        mask = (slots[None, None] <= position_BQ[..., None]) & new[None, None]
         # A dot a page: one over all pages would want them beside the slots, and a copy.
-        scores = [_times(einsum("BTKGH,BKHS->BKGTS", q_BTKGH, x), scale) for x, scale in k]
+        scores = [_times(einsum("BKQH,BKHS->BKQS", q_BKQH, x), scale) for x, scale in k]
         scores = jnp.concatenate(scores, axis=-1) * head_dim**-0.5
-        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+        scores = jnp.where(mask[:, None], scores, -jnp.inf)
         new_largest = jnp.maximum(largest, scores.max(-1))
         weights = jnp.exp(scores - new_largest[..., None])
         shrink = jnp.exp(largest - new_largest)
         of_page = zip(jnp.split(weights, block, axis=-1), v, strict=True)
         added = [
-            einsum("BKGTS,BKHS->BKGTH", _times(w, scale).astype(dtype), x)
+            einsum("BKQS,BKHS->BKQH", _times(w, scale).astype(dtype), x)
             for w, (x, scale) in of_page
         ]
         out = out * shrink[..., None] + sum(added[1:], start=added[0])
         return new_largest, total * shrink + weights.sum(-1), out
 
-    sinks = sinks_N.astype(jnp.float32).reshape(1, kv_heads, groups, 1)
+    shape = q_BKQH.shape[:3]
+    sinks = jnp.tile(sinks_N.astype(jnp.float32).reshape(1, kv_heads, groups), (1, 1, queries))
     carry = (jnp.broadcast_to(sinks, shape), jnp.ones(shape), jnp.zeros((*shape, head_dim)))
     steps = jnp.minimum(position_BT.max() // (block * page) + 1, -(-pages // block))
     with jax.named_scope("cache_pages"):
         _, total, out = jax.lax.fori_loop(0, steps, body, carry)
-    out_BTKGH = jnp.moveaxis(out / total[..., None], 3, 1)
-    return out_BTKGH.reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+    out_BKTGH = (out / total[..., None]).reshape(batch, kv_heads, queries, groups, head_dim)
+    return jnp.moveaxis(out_BKTGH, 2, 1).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
 
 
 def _taken(pages: Pages, index_B: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, Any]:
@@ -170,8 +173,8 @@ def _taken(pages: Pages, index_B: jax.Array, dtype: jnp.dtype) -> tuple[jax.Arra
     return taken, None
 
 
-def _times(x_BKGTS: jax.Array, scale_BK1S: jax.Array | None) -> jax.Array:
-    return x_BKGTS if scale_BK1S is None else x_BKGTS * scale_BK1S[:, :, None]
+def _times(x_BKQS: jax.Array, scale_BK1S: jax.Array | None) -> jax.Array:
+    return x_BKQS if scale_BK1S is None else x_BKQS * scale_BK1S
 
 
 def pages_a_block(batch: int) -> int:
