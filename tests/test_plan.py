@@ -185,6 +185,39 @@ def test_a_large_loop_of_unknown_rounds_is_refused():
     assert traffic.moved(hlo.parse(PROGRAM.replace("LOOP", "x")), {}) == 904
 
 
+BRANCHES = """
+%once (x: f32[100]) -> f32[100] {
+  %x = f32[100]{0} parameter(0)
+  ROOT %y = f32[100]{0} negate(%x)
+}
+
+%twice (x: f32[100]) -> f32[100] {
+  %x = f32[100]{0} parameter(0)
+  %y = f32[100]{0} negate(%x)
+  ROOT %z = f32[100]{0} negate(%y)
+}
+
+ENTRY %main (which: WHICH, x: f32[100]) -> f32[100] {
+  %which = WHICH parameter(0)
+  %x = f32[100]{0} parameter(1)
+  ROOT %z = f32[100]{0} conditional(%which, %x, %x), COMPUTATIONS
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("which", "computations"),
+    [
+        ("pred[]", "true_computation=%once, false_computation=%twice"),
+        ("pred[]", "true_computation=%twice, false_computation=%once"),
+        ("s32[]", "branch_computations={%once, %twice}"),
+    ],
+)
+def test_of_branches_the_larger_counts(which, computations):
+    text = BRANCHES.replace("WHICH", which).replace("COMPUTATIONS", computations)
+    assert traffic.moved(hlo.parse(text), {}) == 2 * (400 + 400)
+
+
 # Packed weights of 8 experts of 64 x 10, and what a kernel multiplies with them.
 KERNEL = """
 ENTRY %main (x: bf16[3,16,64], w: u8[8,32,10], s: u8[16,10], e: s32[3]) -> f32[3,16,10] {
