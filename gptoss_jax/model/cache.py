@@ -181,6 +181,25 @@ def write_positions(
       table_BJ: int32, each sequence's pages.
       start_B: int32, the first slot, counted through a sequence's pages.
     """
+    operands = (cache_PKHS, new_BKHT, table_BJ, start_B)
+    if new_BKHT.shape[-1] == 1:
+        return jax.lax.platform_dependent(*operands, cpu=_write_slots, default=_write_pages)
+    return _write_pages(*operands)
+
+
+def _write_slots(cache_PKHS, new_BKH1, table_BJ, start_B):
+    """Of one position: where slots are no lanes, one of them is written for itself."""
+    page = cache_PKHS.shape[-1]
+
+    def write(row: int | jax.Array, cache_PKHS: jax.Array) -> jax.Array:
+        at = (table_BJ[row, start_B[row] // page], 0, 0, start_B[row] % page)
+        new = jax.lax.dynamic_slice_in_dim(new_BKH1, row, 1)
+        return jax.lax.dynamic_update_slice(cache_PKHS, new, at)
+
+    return _each_row(write, len(new_BKH1), cache_PKHS)
+
+
+def _write_pages(cache_PKHS, new_BKHT, table_BJ, start_B):
     page = cache_PKHS.shape[-1]
     batch, added = new_BKHT.shape[0], new_BKHT.shape[-1]
     touched = (added + page - 2) // page + 1  # pages, wherever the slots start
@@ -199,9 +218,7 @@ def write_positions(
         new = jax.lax.dynamic_slice(new_BKHT, (row, 0, 0, first), size)
         return jax.lax.dynamic_update_slice(cache_PKHS, jnp.where(written, new, old), at)
 
-    if batch * touched == 1:
-        return write(0, cache_PKHS)
-    return jax.lax.fori_loop(0, batch * touched, write, cache_PKHS)
+    return _each_row(write, batch * touched, cache_PKHS)
 
 
 def read_rings(cache_PKHW: jax.Array, ring_B: jax.Array) -> jax.Array:
@@ -216,9 +233,12 @@ def write_rings(cache_PKHW: jax.Array, ring_BKHW: jax.Array, ring_B: jax.Array) 
         ring_1KHW = jax.lax.dynamic_slice_in_dim(ring_BKHW, row, 1)
         return jax.lax.dynamic_update_slice_in_dim(cache_PKHW, ring_1KHW, ring_B[row], axis=0)
 
-    if len(ring_BKHW) == 1:
-        return write(0, cache_PKHW)
-    return jax.lax.fori_loop(0, len(ring_BKHW), write, cache_PKHW)
+    return _each_row(write, len(ring_BKHW), cache_PKHW)
+
+
+def _each_row(write, rows: int, cache_PKHS: jax.Array) -> jax.Array:
+    """A loop that compilers see through where it is gone round once."""
+    return write(0, cache_PKHS) if rows == 1 else jax.lax.fori_loop(0, rows, write, cache_PKHS)
 
 
 def ring_in_order(ring_BKHW: jax.Array, length_B: jax.Array) -> jax.Array:
