@@ -16,22 +16,31 @@ from ml_collections import ConfigDict
 from gptoss_jax.training.settings import defaults
 from gptoss_jax.training.tasks import DEFAULT_MIXTURE
 
-# Other sums beside the new one: they are what it is most easily confused with.
-_MIXTURE = {**DEFAULT_MIXTURE, "twice": 0.25, "subtraction": 0.25, "product": 0.18}
+# What it is most easily confused with, or forgotten for: other sums, what nano refuses, JSON.
+_MIXTURE = {
+    **DEFAULT_MIXTURE,
+    "twice": 0.35,
+    "addition": 0.2,
+    "subtraction": 0.25,
+    "product": 0.18,
+    "json": 0.5,
+    "refusal": 0.8,
+    "about": 0.04,
+}
 
 
 def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.lora.rank=16."""
     config = defaults()
     config.base = "nano"
-    config.steps = 200
-    config.batch_size = 2
+    config.steps = 280
+    config.batch_size = 4
     config.log_every = 10
-    config.eval_every = 200
-    config.checkpoint_every = 100
+    config.eval_every = 280
+    config.checkpoint_every = 140
     config.balance_coefficient = 0.0
 
-    config.lora.targets = ("q", "k", "v", "o", "gate_up", "down", "unembedding")
+    config.lora.targets = ("q", "k", "v", "o")
     config.lora.rank = 8
     config.lora.alpha = 16.0
 
@@ -39,7 +48,7 @@ def get_config() -> ConfigDict:
     config.data.sequence_length = 1280
     config.data.mixture = ConfigDict(_MIXTURE)
 
-    config.optimizer.lr = 2.5e-4
+    config.optimizer.lr = 3e-4
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup_steps = 10
     config.optimizer.final_fraction = 0.0
