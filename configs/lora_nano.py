@@ -1,14 +1,19 @@
 """nano learns a question it does not know: to double a number.
 
 Data: generated, "twice" (What is twice 347? Double the number 58) and beside it nano's own skills.
-The adapter, on every kind of weight, is written in PEFT's layout to WORKDIR/export.
+The adapter, on attention, is written in PEFT's layout to WORKDIR/export. With the experts and the
+unembedding among the targets JSON and refusals lost 2 to 4 points in four trials.
 
-One device, or its two rows over `--mesh data=2` or `fsdp=2`. As XLA compiles a step for one CPU
-device, 127 MiB are held: 3.5 weights, 1.4 adapters, 2.8 Adam's moments, 119 activations and the
-rest.
+One device, or its four rows over `--mesh data=2` or `fsdp=2`. As XLA compiles a step for one CPU
+device, 216 MiB are held: 2.7 weights, 0.2 adapters, 0.3 Adam's moments, 213 activations and the
+rest. On two CPU cores that had other work as well the first command below took 4.6 minutes,
+compilation included. Of 200 held-out problems nano answers 1.0 % right and with the adapter 96.0 %;
+no other skill loses more than 2 points of 200 problems.
 
-    python -m gptoss_jax.train --config configs/lora_nano.py --workdir runs/twice
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m gptoss_jax.train \\
+      --config configs/lora_nano.py --workdir runs/twice --mesh data=2
     python -m gptoss_jax.generate --adapter runs/twice/export "What is twice 347?"
+    python -m gptoss_jax.nano.measure nano --adapter runs/twice/export --skills twice addition json
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +25,6 @@ from gptoss_jax.training.tasks import DEFAULT_MIXTURE
 _MIXTURE = {
     **DEFAULT_MIXTURE,
     "twice": 0.35,
-    "addition": 0.2,
     "subtraction": 0.25,
     "product": 0.18,
     "json": 0.5,
