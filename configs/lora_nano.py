@@ -1,8 +1,8 @@
-"""nano learns a question it does not know: to double a number.
+r"""nano learns a question it does not know: to double a number.
 
 Data: generated, "twice" (What is twice 347? Double the number 58) and beside it nano's own skills.
 The adapter, on attention, is written in PEFT's layout to WORKDIR/export. With the experts and the
-unembedding among the targets JSON and refusals lost 2 to 4 points in four trials.
+unembedding among the targets JSON and refusals lost 2 to 3.5 points in four trials.
 
 One device, or its four rows over `--mesh data=2` or `fsdp=2`. As XLA compiles a step for one CPU
 device, 216 MiB are held: 2.7 weights, 0.2 adapters, 0.3 Adam's moments, 213 activations and the
@@ -10,7 +10,7 @@ rest. On two CPU cores that had other work as well the first command below took 
 compilation included. Of 200 held-out problems nano answers 1.0 % right and with the adapter 96.0 %;
 no other skill loses more than 2 points of 200 problems.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m gptoss_jax.train \\
+    XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m gptoss_jax.train \
       --config configs/lora_nano.py --workdir runs/twice --mesh data=2
     python -m gptoss_jax.generate --adapter runs/twice/export "What is twice 347?"
     python -m gptoss_jax.nano.measure nano --adapter runs/twice/export --skills twice addition json
