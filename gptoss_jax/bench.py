@@ -16,6 +16,7 @@ _EXAMPLES = [
     "serve --users 1 8 32 --plot load.png",
     "schemas --directory ~/jsonschemabench/data --count 1000",
     "engine --requests 2000 --seed 1",
+    "context --tokens 16384",
     "scaling --chip v5e",
 ]
 
@@ -70,6 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
     engine.add_argument("--requests", type=cli.number(int, 1), default=2000, help="at least")
     engine.add_argument("--steps", type=cli.number(int, 1), default=10_000, help="at least")
     engine.add_argument("--seed", type=cli.number(int, 0), default=0)
+    context = benchmarks.add_parser(
+        "context",
+        help="one long prompt at real attention widths, and what it holds; its end is checked",
+        allow_abbrev=False,
+    )
+    context.add_argument("--preset", choices=["20b", "120b"], default="20b", help="whose widths")
+    context.add_argument("--tokens", type=cli.number(int, 64), default=131_072, metavar="N")
+    context.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
+    cli.add_cache(context)
+    context.add_argument("--json", action="store_true", help="one JSON object")
     scaling = benchmarks.add_parser(
         "scaling",
         help="what limits decode from 8 to 256 TPU chips, from compiled programs; runs nowhere",
@@ -96,6 +107,7 @@ def main(arguments: argparse.Namespace) -> None:
         "serve": _serve,
         "schemas": _schemas,
         "engine": _engine,
+        "context": _context,
         "scaling": _scaling,
     }
     verbs[arguments.benchmark](arguments)
@@ -190,6 +202,21 @@ def _engine(arguments: argparse.Namespace) -> None:
         sys.exit(cli.EXIT_FAILED)
 
 
+def _context(arguments: argparse.Namespace) -> None:
+    from gptoss_jax.benchmarks import context
+    from gptoss_jax.model.config import PRESETS
+
+    preset = PRESETS[arguments.preset]
+    if arguments.tokens > preset.max_context:
+        raise UsageError(f"--tokens {arguments.tokens}: the context ends at {preset.max_context}")
+    run = context.measure(preset, arguments.tokens, arguments.dtype, arguments.cache)
+    figures = dataclasses.asdict(run)
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        _print(figures)
+
+
 def _scaling(arguments: argparse.Namespace) -> None:
     import jax
 
@@ -240,7 +267,11 @@ def _print(result: dict, indent: str = "") -> None:
             print(f"{indent}{key}")
             _print(value, indent + "  ")
         else:
-            print(f"{indent}{key:<28} {f'{value:.3f}' if isinstance(value, float) else value}")
+            print(f"{indent}{key:<28} {_shown(value) if isinstance(value, float) else value}")
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
 
 
 if __name__ == "__main__":

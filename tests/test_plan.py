@@ -296,7 +296,10 @@ def test_a_mesh_that_does_not_divide_is_refused():
         ("--model 20b --mesh expert=2", "--mesh goes with --topology"),
         ("--model 20b --task train", "--task train takes --config FILE"),
         ("--task train --config a.py --batch 4", "--batch, --context and --cache are generation's"),
-        ("--task train --config a.py --context 4096", "--batch, --context and --cache are generation's"),
+        (
+            "--task train --config a.py --context 4096",
+            "--batch, --context and --cache are generation's",
+        ),
         ("--model 20b --config.lora.rank=4", "--config goes with --task train"),
         ("--model 20b --plot memory.pdf", "give a file that ends with .png"),
         ("--model 20b --plot none/memory.png", "no such directory"),

@@ -47,7 +47,7 @@ def measure(preset: Config, prompt: int, dtype: str, repeats: int = 5) -> dict[s
     Returns:
       {"decode_ms", "prefill_ms"}, a layer and token.
     """
-    model = _random_model(small(preset), dtype)
+    model = random_model(small(preset), dtype)
     programs, rules = Programs(model, None), endless(VOCAB)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (1, prompt)), jnp.int32)
     added = jnp.full((1,), prompt, jnp.int32)
@@ -70,7 +70,7 @@ def measure(preset: Config, prompt: int, dtype: str, repeats: int = 5) -> dict[s
     }
 
 
-def _random_model(config: Config, dtype: str) -> GptOss:
+def random_model(config: Config, dtype: str) -> GptOss:
     """Random weights of sane size: packed bytes as they come, everything else near 0.02."""
     rng = np.random.default_rng(0)
 

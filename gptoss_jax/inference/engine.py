@@ -144,6 +144,11 @@ class Engine:
         """Pages that sequences hold now; those that are only kept are not among them."""
         return sum(part.pages.held for part in self._scheduler.parts)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of pages and rings, of all devices together; a draft's left out."""
+        return self._runner.cache_bytes
+
     def audit(self) -> None:
         """Raises an AssertionError if pages or rings are held that no sequence under way has."""
         self._scheduler.check()

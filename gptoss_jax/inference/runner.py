@@ -143,6 +143,11 @@ class Runner:
         self._compilers = ThreadPoolExecutor(2)
         self._report = report or (lambda line: None)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of pages and rings, of all devices together."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._layers))
+
     def prefill(self, call: Prefill) -> Callable[[], Made]:
         """Begins a call; what is given waits for its end and gives each row's newest token."""
         starts = [sequence.computed if sequence else 0 for sequence in call.rows]
