@@ -11,6 +11,11 @@ from gptoss_jax.text.harmony.prompt import EFFORTS
 from gptoss_jax.training.examples import Example, Pair, Unit, example, paired
 from gptoss_jax.training.settings import Settings
 
+# What of a message says something.
+_SAYING = (
+    *("content", "reasoning", "reasoning_content", "refusal"),
+    *("tool_calls", "function_call"),
+)
 Parse = Callable[[bytes, Settings, Tokenizer], Unit]
 
 
@@ -80,6 +85,10 @@ def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
         raise UserError(f"reasoning_effort: {effort!r} is none of {', '.join(EFFORTS)}")
     if not isinstance(date, str | None):
         raise UserError(f"current_date: {date!r} is no string")
+    for i, message in enumerate(chat):
+        # A chat API takes null for "", but to a model it would teach silence.
+        if isinstance(message, dict) and all(message.get(name) is None for name in _SAYING):
+            raise UserError(f"messages[{i}]: says nothing; give content")
     return from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
 
 

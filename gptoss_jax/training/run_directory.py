@@ -27,7 +27,7 @@ _FREE = ("data.skip_bad", "data.paths", "data.validation_paths")  # the feed kno
 class RunDirectory:
     """The files of a run, which process 0 writes; use as a context, whose end plots.
 
-    config.json, versions.json     written at the start
+    config.json, versions.json     written at the start, once nothing is refused
     base.json                      which checkpoint it began from, if from one
     metrics.jsonl                  one object a line: {"step": …, "split": "train", "loss": …}
     events.out.tfevents.*          the same scalars for TensorBoard
@@ -55,11 +55,11 @@ class RunDirectory:
             self.changed = _check_config(path / "config.json", config)
             begun = {"directory": config.base, "fingerprint": base}
             _check_base(path / "base.json", begun)
-            with self._writing():
-                if base is not None:
-                    _write_json(path / "base.json", begun)
-                _write_json(path / "config.json", config.to_dict())
-                _write_json(path / "versions.json", _versions() | {"device": device})
+            self._files = {
+                **({"base.json": begun} if base is not None else {}),
+                "config.json": config.to_dict(),
+                "versions.json": _versions() | {"device": device},
+            }
         self._metrics = path / "metrics.jsonl"
         self._records: list[dict[str, Any]] = []
         self._events: Events | None = None
@@ -75,6 +75,8 @@ class RunDirectory:
     def begin(self, step: int) -> None:
         """Takes up what there is up to this step; a killed run may have written further.
 
+        Only here is anything written: a run that is refused leaves another's files as they were.
+
         Raises:
           UserError: a line of metrics.jsonl that is damaged, and not only cut off at the end.
         """
@@ -89,6 +91,8 @@ class RunDirectory:
                 if record["step"] <= step and record["split"] in ("train", "validation")
             ]
         with self._writing():
+            for name, value in self._files.items():
+                _write_json(self.path / name, value)
             _write(self._metrics, "".join(json.dumps(record) + "\n" for record in self._records))
             self._events = Events(self.path, step + 1)
 

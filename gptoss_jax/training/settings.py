@@ -20,6 +20,7 @@ from gptoss_jax.model.adapter import Adapter
 # anything that one can hold.
 Settings = Any
 
+_MIXTURE = "data.mixture."  # followed by any task's name
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -174,7 +175,7 @@ def _from_file(path: Path) -> Settings:
         raise ConfigError(f"--config {path}: get_config() returns no ConfigDict")
     known = defaults()
     for field, value in fields(config).items():
-        if not field.startswith("data.mixture."):
+        if not field.startswith(_MIXTURE):
             _same_type(field, _get(known, field), value)
     return config
 
@@ -194,6 +195,8 @@ def _get(config: Settings, field: str) -> Any:
     known = fields(config)
     if field in known:
         return known[field]
+    if field.startswith(_MIXTURE):  # the skills' names are checked with all values
+        return 0.0
     inner = [name for name in known if name.startswith(f"{field}.")]
     if inner:
         raise ConfigError(f"config.{field} is a group; set one of its fields, as config.{inner[0]}")
@@ -213,7 +216,8 @@ def _override(config: Settings, field: str, text: str) -> None:
     node = config
     for parent in parents:
         node = node[parent]
-    node[name] = value
+    with node.unlocked():  # against all but the mixture's, `_get` has looked
+        node[name] = value
 
 
 def _parse(field: str, text: str, kind: type) -> Any:

@@ -86,18 +86,20 @@ class JsonLines:
           parse: of a line.
 
         Raises:
-          UserError: "FILE:LINE: what is wrong" of the first bad line, unless they are skipped; a
-            file that cannot be read or has no usable line.
+          UserError: "FILE:LINE: what is wrong" of the first bad line or empty file, unless they are
+            skipped; a file that cannot be read; no usable line in all of them.
         """
         self._parse = parse
         self._examples: list[Unit] = []
         self._where: list[str] = []
         problems: list[str] = []
         for path in map(Path, paths):
-            before = len(self._examples)
+            known = len(self._examples) + len(problems)
             problems += self._read(path, config, tokenizer)
-            if len(self._examples) == before and (config.data.skip_bad or not problems):
-                raise UserError(f"{path}:1: no usable conversation in the file")
+            if len(self._examples) + len(problems) == known:
+                problems.append(f"{path}:1: no conversation in the file")
+        if not self._examples and (config.data.skip_bad or not problems[1:]):
+            raise UserError(f"{problems[0]}; no usable conversation is left")
         if problems and not config.data.skip_bad:
             more = f" (and {len(problems) - 1} more bad lines)" if problems[1:] else ""
             raise UserError(f"{problems[0]}{more}; --config.data.skip_bad=true leaves them out")

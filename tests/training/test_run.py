@@ -237,14 +237,31 @@ def test_sigterm_before_the_first_step_is_no_failure(run, tmp_path, monkeypatch)
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
 
 
+def begin(*arguments):
+    with RunDirectory(*arguments) as directory:
+        directory.begin(0)
+    return directory
+
+
 def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
-    RunDirectory(tmp_path, config, "cpu")
+    begin(tmp_path, config, "cpu")
     assert not list(tmp_path.glob("*.tmp"))
     config.steps = 50
     assert RunDirectory(tmp_path, config, "cpu").changed == ["steps"]
     config.model.num_layers = 3
     with pytest.raises(UserError, match=r"has config\.model\.num_layers=1, not 3; give another"):
         RunDirectory(tmp_path, config, "cpu")
+
+
+def test_a_run_that_is_refused_leaves_the_other_s_files(config, tmp_path):
+    """What a resume finds out late: that the data are others."""
+    begin(tmp_path, config, "cpu")
+    before = (tmp_path / "config.json").read_bytes()
+    config.data.paths = ("others.jsonl",)
+    RunDirectory(tmp_path, config, "cpu")
+    assert (tmp_path / "config.json").read_bytes() == before
+    begin(tmp_path, config, "cpu")
+    assert b"others.jsonl" in (tmp_path / "config.json").read_bytes()
 
 
 def test_a_base_that_was_replaced_is_refused(config, tmp_path):
@@ -258,7 +275,7 @@ def test_a_base_that_was_replaced_is_refused(config, tmp_path):
     was = fingerprint.of_checkpoint(base)
     assert was == fingerprint.of_checkpoint(copy)
     for _ in range(2):
-        RunDirectory(workdir, config, "cpu", was)
+        begin(workdir, config, "cpu", was)
     data[len(data) // 2] ^= 1
     (base / "model.safetensors").write_bytes(data)
     now = fingerprint.of_checkpoint(base)
@@ -280,7 +297,7 @@ def test_a_large_file_s_fingerprint_is_of_some_blocks(tmp_path):
 
 
 def test_a_damaged_file_of_a_run_is_named(config, tmp_path):
-    directory = RunDirectory(tmp_path, config, "cpu")
+    directory = begin(tmp_path, config, "cpu")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"ste\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: no metrics of a step; remove the line"):
         directory.begin(2)
@@ -292,7 +309,7 @@ def test_a_damaged_file_of_a_run_is_named(config, tmp_path):
 def test_a_full_disk_is_named(config, tmp_path, file_limit):
     """The run's files are as they were; the error that ends the run stays the first."""
     config_json = tmp_path / "config.json"
-    RunDirectory(tmp_path, config, "cpu")
+    begin(tmp_path, config, "cpu")
     before = config_json.read_bytes()
     with (
         pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: .*File too large"),
@@ -302,7 +319,7 @@ def test_a_full_disk_is_named(config, tmp_path, file_limit):
         file_limit(500)
         directory.record(1, "train", {"loss": np.float32(1), "use_LE": np.ones((9, 32))})
     with pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: "):
-        RunDirectory(tmp_path, config, "cpu")
+        begin(tmp_path, config, "cpu")
     assert config_json.read_bytes() == before
 
 

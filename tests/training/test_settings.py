@@ -40,9 +40,16 @@ def test_overrides_are_read_by_the_field_s_type():
     assert type(config.optimizer.lr) is float
 
 
+def test_a_mixture_is_overridden_by_task():
+    config = settings.load(NANO, [("data.mixture.addition", "1"), ("data.mixture.sort", "0.5")])
+    assert config.data.mixture.to_dict() == {"addition": 1.0, "sort": 0.5}
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("data.mixture.juggling=1", "config.data.mixture: skill 'juggling' is unknown; use one of"),
+        ("data.mixture.sort=much", "config.data.mixture.sort: 'much' is not of type float"),
         (
             "data.skipbad=true",
             "config.data.skipbad: no such field; nearest is config.data.skip_bad",

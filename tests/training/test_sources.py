@@ -19,6 +19,10 @@ BAD = {
     '"text"': 'give an object {"messages": […]}',
     '{"messages": 3}': 'give an object {"messages": […]}',
     '{"messages": []}': "no assistant turn",
+    json.dumps({"messages": [USER, {"role": "assistant", "content": None}]}): "messages[1]: says",
+    json.dumps(
+        {"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}
+    ): "messages[0",
     json.dumps({"messages": [USER]}): "no assistant turn",
     json.dumps({"messages": ["hi"]}): "messages[0]: give a dictionary",
     json.dumps({"messages": [{"role": "wizard", "content": ""}]}): "role 'wizard' is unknown",
@@ -70,7 +74,7 @@ def test_text_that_is_no_utf_8_is_named(write, config, tokenizer):
 @pytest.mark.parametrize("lines", [[], ["", " "]])
 def test_an_empty_file_is_named(write, config, tokenizer, lines):
     write(*lines)
-    with pytest.raises(UserError, match=r"data\.jsonl:1: no usable conversation"):
+    with pytest.raises(UserError, match=r"data\.jsonl:1: no conversation in the file"):
         open_sources(config, tokenizer)
 
 
@@ -89,6 +93,19 @@ def test_bad_lines_are_skipped_and_counted(write, config, tokenizer):
     write(*BAD)
     with pytest.raises(UserError, match="no usable conversation"):
         open_sources(config, tokenizer)
+
+
+def test_files_without_a_good_line_are_skipped_and_counted(write, config, tokenizer):
+    paths = [write(GOOD)]
+    for name, text in (("bad", "{\n{\n"), ("empty", ""), ("blank", "\n \n")):
+        paths.append(paths[0].with_name(f"{name}.jsonl"))
+        paths[-1].write_text(text)
+    config.data.paths = tuple(map(str, paths))
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: not JSON.*and 3 more bad lines"):
+        open_sources(config, tokenizer)
+    config.data.skip_bad = True
+    source = open_sources(config, tokenizer).train
+    assert (source.size, source.skipped) == (1, 4)
 
 
 def test_the_verb_fails_before_it_loads_the_trainer(write, config, tmp_path, capsys, monkeypatch):
