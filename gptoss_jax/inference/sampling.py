@@ -72,15 +72,21 @@ def sample(
     """
     greedy_B = jnp.argmax(jnp.where(banned_BV, -jnp.inf, logits_BV), axis=-1)
     greedy = sampling.temperature_B == 0
-    scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
-    # After the division: minus infinity over a huge temperature is not a number.
-    scaled_BV = jnp.where(banned_BV, -jnp.inf, scaled_BV)
-    # Without any filter a sort of the vocabulary is saved.
-    filters_B = (sampling.top_p_B < 1) | (sampling.top_k_B > 0) | (sampling.min_p_B > 0)
-    scaled_BV = jax.lax.cond(filters_B.any(), _filtered, lambda x, _: x, scaled_BV, sampling)
-    noise_BV = jax.vmap(functools.partial(_noise, logits_BV.shape[-1]))(sampling.seed_B, position_B)
-    sampled_B = jnp.argmax(scaled_BV + noise_BV, axis=-1)
-    return jnp.where(greedy, greedy_B, sampled_B).astype(jnp.int32)
+
+    def drawn_B() -> jax.Array:
+        scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
+        # After the division: minus infinity over a huge temperature is not a number.
+        scaled_BV = jnp.where(banned_BV, -jnp.inf, scaled_BV)
+        # Without any filter a sort of the vocabulary is saved.
+        filters_B = (sampling.top_p_B < 1) | (sampling.top_k_B > 0) | (sampling.min_p_B > 0)
+        scaled_BV = jax.lax.cond(filters_B.any(), _filtered, lambda x, _: x, scaled_BV, sampling)
+        noise_BV = jax.vmap(functools.partial(_noise, logits_BV.shape[-1]))(
+            sampling.seed_B, position_B
+        )
+        return jnp.where(greedy, greedy_B, jnp.argmax(scaled_BV + noise_BV, axis=-1))
+
+    # Without a row that is drawn a random number for each token of the vocabulary is saved.
+    return jax.lax.cond(greedy.all(), lambda: greedy_B, drawn_B).astype(jnp.int32)
 
 
 def _noise(size: int, seed: jax.Array, position: jax.Array) -> jax.Array:
