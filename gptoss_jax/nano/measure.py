@@ -54,20 +54,23 @@ def answerer(
 
 
 def report(
-    scores: Sequence[Score], master: Sequence[Score], sampled: Sequence[Score], command: str
+    sets: Sequence[Sequence[Score]],
+    master: Sequence[Score],
+    sampled: Sequence[Score],
+    command: str,
 ) -> str:
     """The table, the malformed turns at temperature 1.0, and the command that measured both.
 
     Args:
-      scores: of the packed weights, greedy.
-      master: of the weights before they were packed, or none.
+      sets: of the packed weights, greedy; each of its own problems.
+      master: of the weights before they were packed on the first set's problems, or none.
       sampled: of the packed weights at temperature 1.0.
       command: as it was typed.
     """
     turns, malformed = (sum(getattr(s, k) for s in sampled) for k in ("turns", "malformed"))
     return (
-        f"{table(scores, master)}\n\nAt temperature 1.0, {malformed} of {turns} turns were "
-        f"malformed. Measured by `{command}`.\n"
+        f"{table(sets[0], master, sets[1:])}\n\n"
+        f"At temperature 1.0, {malformed} of {turns} turns were malformed. Measured by `{command}`.\n"
     )
 
 
@@ -99,6 +102,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
     known = SKILLS | LESSONS | PRACTICE
     parser.add_argument("--skills", nargs="+", choices=known, default=list(SKILLS))
+    parser.add_argument(
+        "--seeds", type=cli.number(int, 1), default=1, help="sets of problems, each of --count"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--adapter", metavar="DIR", help="of a fine-tune, in PEFT's layout")
     cli.add_cache(parser)
@@ -112,7 +118,9 @@ def _command(arguments: argparse.Namespace) -> str:
     given = " --adapter ADAPTER" if arguments.adapter else ""
     given += f" --cache {arguments.cache}" if arguments.cache else ""
     given += " --run RUN" if arguments.run else ""
-    return f"python -m gptoss_jax.nano.measure DIR{given} --count {arguments.count}"
+    given += f" --count {arguments.count}"
+    given += f" --seeds {arguments.seeds}" if arguments.seeds > 1 else ""
+    return f"python -m gptoss_jax.nano.measure DIR{given}"
 
 
 def _main(arguments: argparse.Namespace) -> None:
@@ -129,16 +137,17 @@ def _main(arguments: argparse.Namespace) -> None:
     if tokenizer is None:
         raise UserError(f"{arguments.checkpoint}: has no tokenizer")
 
-    def measured(which: "GptOss", temperature: float, count: int) -> list[Score]:
+    def measured(which: "GptOss", temperature: float, count: int, problems: int = 0) -> list[Score]:
         answer = answerer(which, tokenizer, temperature=temperature, seed=1, cache=arguments.cache)
-        return evaluate(answer, arguments.skills, count)
+        return evaluate(answer, arguments.skills, count, seed=problems)
 
-    scores, master = measured(model, 0.0, arguments.count), []
+    sets = [measured(model, 0.0, arguments.count, seed) for seed in range(arguments.seeds)]
+    master = []
     if arguments.run:
         unpacked = master_model(arguments.run, model.config)
         master = measured(unpacked, 0.0, arguments.count)
     sampled = measured(model, 1.0, max(1, arguments.count // 2))
-    text = report(scores, master, sampled, _command(arguments))
+    text = report(sets, master, sampled, _command(arguments))
     print(text)
     if arguments.card and distributed.prints():
         into_card(arguments.card, text)

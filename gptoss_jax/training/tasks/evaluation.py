@@ -71,19 +71,33 @@ def evaluate(
     return [_evaluate_one(answer, skill, count, seed, split) for skill in skills]
 
 
-def table(scores: Sequence[Score], before: Sequence[Score] = ()) -> str:
+def table(
+    scores: Sequence[Score],
+    before: Sequence[Score] = (),
+    others: Sequence[Sequence[Score]] = (),
+) -> str:
     """The scores as a Markdown table.
 
     Args:
       scores: one a skill.
       before: of the same skills before packing, for a column of their own; or none.
+      others: of the same skills on other problems, for a column of the lowest share of all.
     """
-    head, rule = ("| exact before packing ", "|---:") if before else ("", "")
-    lines = [f"| skill | problems | exact {head}| malformed turns |", f"|---|---:|---:{rule}|---:|"]
+    columns: dict[str, Callable[[int], str]] = {
+        "problems": lambda i: str(scores[i].problems),
+        "exact": lambda i: f"{scores[i].exact:.1%}",
+    }
+    if others:
+        sets = [scores, *others]
+        name = f"lowest of {len(sets)} sets"
+        columns[name] = lambda i: f"{min(one[i].exact for one in sets):.1%}"
+    if before:
+        columns["exact before packing"] = lambda i: f"{before[i].exact:.1%}"
+    columns["malformed turns"] = lambda i: f"{scores[i].malformed} of {scores[i].turns}"
+    lines = [f"| {' | '.join(['skill', *columns])} |", f"|---{'|---:' * len(columns)}|"]
     for i, score in enumerate(scores):
-        exact = f"{score.exact:.1%}" + (f" | {before[i].exact:.1%}" if before else "")
-        malformed = f"{score.malformed} of {score.turns}"
-        lines.append(f"| {score.skill} | {score.problems} | {exact} | {malformed} |")
+        cells = [cell(i) for cell in columns.values()]
+        lines.append(f"| {' | '.join([score.skill, *cells])} |")
     return "\n".join(lines)
 
 
