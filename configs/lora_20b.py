@@ -10,7 +10,7 @@ configs/lora_20b.py --model 20b --topology v5e:1x1`). With rank 16, `--config.lo
 holds 18.61 GiB of 31.24 at 8,192 tokens, one H100 33.44 of 75.15 at 16,384
 (`--config.data.sequence_length`). It has run on none.
 
-    python -m gptoss_jax.train --config configs/lora_20b.py --workdir runs/mine \\
+    python -m gptoss_jax.train --config configs/lora_20b.py --workdir runs/mine \
       --config.base=~/gpt-oss-20b --config.data.paths=chats.jsonl
 """
 
