@@ -179,7 +179,20 @@ def load(directory: Path, sizes: Config) -> Trained:
     values |= _sinks(directory / SINKS, sizes)
     if not values:
         raise UserError(f"{file}: has no factors")
-    return Trained(_adapter(fields, values), values)
+    trained = Trained(_adapter(fields, values), values)
+    if not peft_fields.chooses_layers(directory / CONFIG):
+        _check_layers(file, trained.adapter, sizes)
+    return trained
+
+
+def _check_layers(file: Path, adapter: Adapter, sizes: Config) -> None:
+    """Refuses an adapter of fewer layers than the network: widths of gpt-oss's sizes are alike."""
+    missing = set(range(sizes.num_layers)) - set(adapter.layers or ())
+    if missing and adapter.layers:  # the unembedding is in no layer
+        raise UserError(
+            f"{file}: has no factors in layer {min(missing)} of the model's {sizes.num_layers}: it "
+            f"is of another base; if not, {CONFIG} must say so by layers_to_transform"
+        )
 
 
 def _factors(file: Path, sizes: Config) -> dict[str, np.ndarray]:

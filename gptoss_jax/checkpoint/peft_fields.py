@@ -84,6 +84,18 @@ def read(file: Path) -> Fields:
     return Fields(rank, alpha, dropout, rslora)
 
 
+def chooses_layers(file: Path) -> bool:
+    """Whether an adapter_config.json says that some layers may have no factors."""
+    raw = read_json_object(file)
+    if raw.get("layers_to_transform") is not None or raw.get("exclude_modules"):
+        return True
+    named = [raw.get("target_modules") or [], raw.get("target_parameters") or []]
+    # A string is a pattern, which may mean anything; nothing is named where sinks are all there is.
+    return not any(named) or any(
+        isinstance(names, str) or any("layers." in n for n in names) for names in named
+    )
+
+
 def _check(file: Path, key: str, value: Any) -> None:
     if key == "init_lora_weights" and value not in _BEGINNINGS:
         raise UserError(

@@ -386,6 +386,18 @@ def test_what_does_not_fit_is_one_line(tmp_path, change, error):
     assert "\n" not in str(raised.value)
 
 
+def test_an_adapter_of_fewer_layers(tmp_path):
+    """20b's attention is as wide as 120b's; only what says so itself is of some layers."""
+    shallow = dataclasses.replace(CONFIG, num_layers=1, layer_types=())
+    directory = tmp_path / "adapter"
+    peft.save(trained(shallow, targets=("q", "unembedding")), shallow, "base", directory)
+    with pytest.raises(UserError, match="no factors in layer 1 of the model's 2: it is of another"):
+        peft.load(directory, CONFIG)
+    config = json.loads((directory / peft.CONFIG).read_text())
+    (directory / peft.CONFIG).write_text(json.dumps(config | {"layers_to_transform": [0]}))
+    assert peft.load(directory, CONFIG).adapter.layers == (0,)
+
+
 def test_an_adapter_of_more_layers(tmp_path):
     deep = dataclasses.replace(CONFIG, num_layers=3, layer_types=())
     peft.save(trained(deep), deep, "base", tmp_path / "adapter")
