@@ -70,6 +70,8 @@ def _report(arguments: argparse.Namespace) -> None:
         print(json.dumps({"prompts": asked} | both))
         return
     print(drift.table(prompts, *found))
+    if changed := drift.changed(prompts, *found):
+        print(f"\n{changed}")
 
 
 def _check(path: str, adapter: str | None) -> None:
