@@ -141,6 +141,17 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """Ends a verb's process; one that failed at once.
+
+    The interpreter's own end would wait for threads: Orbax's wait for a checkpoint that cannot be
+    written any more.
+    """
+    if code == EXIT_FAILED:
+        _leave(code)
+    sys.exit(code)
+
+
 def _leave(code: int) -> NoReturn:
     """Ends the process at once.
 

@@ -78,4 +78,4 @@ def _run(arguments: argparse.Namespace, stop: "Stop") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

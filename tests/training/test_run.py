@@ -390,6 +390,24 @@ def test_a_disk_that_is_full_on_the_way_is_one_line(start, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").glob("?")] == ["4"]
 
 
+def test_a_checkpoint_that_cannot_be_begun_is_one_line_and_an_end(start, tmp_path):
+    """No directory can be made any more; Orbax's threads would wait for it for ever."""
+    start(tmp_path, "--config.steps=4").communicate()
+    process, shown = start(tmp_path), []
+    kept, moved = tmp_path / "checkpoints", tmp_path / "moved"
+    with process:
+        for line in process.stderr:
+            shown.append(line)
+            if line.startswith("step 6/"):
+                kept.rename(moved)
+                kept.write_text("")
+            if line.startswith("error"):
+                break
+        assert process.wait(60) == 1, shown
+    assert shown[-1].startswith(f"error: {kept}: a checkpoint could not be written, that of step 4")
+    assert [path.name for path in moved.glob("?")] == ["4"]
+
+
 def test_a_work_directory_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     code, line = run(lambda step: 2, "--workdir", str(tmp_path / "file" / "run"))
