@@ -135,7 +135,12 @@ class _Loop:
 
         rows, length = self._rows_at_once, self._config.data.sequence_length
         self._sources = reference.with_reference(
-            self._sources, self._directory.path, log_probabilities, rows=rows, length=length
+            self._sources,
+            self._directory.path,
+            log_probabilities,
+            base=str(self._directory.base),
+            rows=rows,
+            length=length,
         )
 
     def _new_feed(self) -> Feed:

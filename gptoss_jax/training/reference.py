@@ -45,6 +45,7 @@ def with_reference(
     workdir: Path,
     log_probabilities: Callable[[Batch], np.ndarray],
     *,
+    base: str,
     rows: int,
     length: int,
 ) -> Sources:
@@ -54,24 +55,25 @@ def with_reference(
       sources: of pairs.
       workdir: of the run; what is computed is kept in it.
       log_probabilities: of a batch's learned targets under the reference model, [B, T], else 0.
+      base: the reference model's fingerprint.
       rows: B, in each batch it is given.
       length: T.
 
     Raises:
-      UserError: what is kept is of other data, or cannot be read.
+      UserError: what is kept is of other data or another base, or cannot be read.
     """
     file = workdir / FILE
     splits = {"train": sources.train, "validation": sources.validation}
     known = {name: source for name, source in splits.items() if source is not None}
     if file.is_file():
-        values = _read(file, known)
+        values = _read(file, known, base)
     else:
         values = {
             name: _computed(source, log_probabilities, rows, length)
             for name, source in known.items()
         }
         if jax.process_index() == 0:
-            _write(file, known, values)
+            _write(file, known, values, base)
     new = {name: Referenced(source, values[name]) for name, source in known.items()}
     return dataclasses.replace(sources, **new)
 
@@ -93,8 +95,8 @@ def _computed(
     return values_N2
 
 
-def _write(file: Path, known: dict[str, Source], values: dict[str, np.ndarray]) -> None:
-    arrays: dict[str, Any] = dict(values)
+def _write(file: Path, known: dict[str, Source], values: dict[str, np.ndarray], base: str) -> None:
+    arrays: dict[str, Any] = values | {"base": np.array(base)}
     arrays |= {f"{name}_data": np.array(source.fingerprint) for name, source in known.items()}
     unfinished = file.with_name(f"{file.name}.tmp")
     with unfinished.open("wb") as opened:
@@ -102,12 +104,15 @@ def _write(file: Path, known: dict[str, Source], values: dict[str, np.ndarray]) 
     unfinished.rename(file)
 
 
-def _read(file: Path, known: dict[str, Source]) -> dict[str, np.ndarray]:
+def _read(file: Path, known: dict[str, Source], base: str) -> dict[str, np.ndarray]:
     try:
         with np.load(file) as kept:
             found = {name: kept[name] for name in kept.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: not readable ({error}); remove it to compute it again") from None
+    # The run's own base.json is not there yet if it ended while this was computed.
+    if (was := str(found.get("base", "none"))) != base:
+        raise UserError(f"{file}: is of another base ({was}, now {base}); give another --workdir")
     for name, source in known.items():
         was = str(found.get(f"{name}_data", "none"))
         if was != source.fingerprint:

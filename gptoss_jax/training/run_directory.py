@@ -32,6 +32,11 @@ class RunDirectory:
     metrics.jsonl                  one object a line: {"step": …, "split": "train", "loss": …}
     events.out.tfevents.*          the same scalars for TensorBoard
     loss.png                       training and validation loss
+
+    Attributes:
+      path: of the directory.
+      base: the fingerprint of the checkpoint the run began from, None if from none.
+      changed: the config's fields that differ from those that the run had.
     """
 
     def __init__(self, path: Path, config: settings.Settings, device: str, base: str | None = None):
@@ -48,6 +53,7 @@ class RunDirectory:
             of it is damaged. Here and below: the disk takes no more.
         """
         self.path = path
+        self.base = base
         self._writes = jax.process_index() == 0
         self.changed = []
         if self._writes:
@@ -75,7 +81,7 @@ class RunDirectory:
     def begin(self, step: int) -> None:
         """Takes up what there is up to this step; a killed run may have written further.
 
-        Only here is anything written: a run that is refused leaves another's files as they were.
+        Only from here on are these written: a run that is refused leaves another's as they were.
 
         Raises:
           UserError: a line of metrics.jsonl that is damaged, and not only cut off at the end.

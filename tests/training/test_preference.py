@@ -141,9 +141,9 @@ def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp
         asked.append(batch)
         return np.asarray(program(base, spread.placed(batch, base.config, mesh)))
 
-    def sources():
-        found = open_sources(pairs, tokenizer)
-        return reference.with_reference(found, tmp_path, log_probabilities, rows=2, length=256)
+    def sources(base="abc"):
+        found, sizes = open_sources(pairs, tokenizer), {"rows": 2, "length": 256}
+        return reference.with_reference(found, tmp_path, log_probabilities, base=base, **sizes)
 
     one = sources().train[11]
     forward = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
@@ -155,6 +155,8 @@ def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp
     calls = len(asked)
     assert sources().train[11].chosen.reference == one.chosen.reference
     assert len(asked) == calls
+    with pytest.raises(UserError, match=r"is of another base \(abc, now def\)"):
+        sources(base="def")
     (tmp_path / "more.jsonl").write_text(line(1))
     pairs.data.paths = pairs.data.validation_paths = (str(tmp_path / "more.jsonl"),)
     with pytest.raises(UserError, match="is of other train data"):
