@@ -73,7 +73,7 @@ def sample(
     greedy_B = jnp.argmax(jnp.where(banned_BV, -jnp.inf, logits_BV), axis=-1)
     greedy = sampling.temperature_B == 0
 
-    def drawn_B() -> jax.Array:
+    def drawn() -> jax.Array:
         scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
         # After the division: minus infinity over a huge temperature is not a number.
         scaled_BV = jnp.where(banned_BV, -jnp.inf, scaled_BV)
@@ -86,7 +86,7 @@ def sample(
         return jnp.where(greedy, greedy_B, jnp.argmax(scaled_BV + noise_BV, axis=-1))
 
     # Without a row that is drawn a random number for each token of the vocabulary is saved.
-    return jax.lax.cond(greedy.all(), lambda: greedy_B, drawn_B).astype(jnp.int32)
+    return jax.lax.cond(greedy.all(), lambda: greedy_B, drawn).astype(jnp.int32)
 
 
 def _noise(size: int, seed: jax.Array, position: jax.Array) -> jax.Array:

@@ -69,8 +69,8 @@ def report(
     """
     turns, malformed = (sum(getattr(s, k) for s in sampled) for k in ("turns", "malformed"))
     return (
-        f"{table(sets[0], master, sets[1:])}\n\n"
-        f"At temperature 1.0, {malformed} of {turns} turns were malformed. Measured by `{command}`.\n"
+        f"{table(sets[0], master, sets[1:])}\n\nAt temperature 1.0, {malformed} of {turns} turns "
+        f"were malformed. Measured by `{command}`.\n"
     )
 
 
