@@ -4,7 +4,8 @@ Data: JSON lines, one pair a line, {"prompt": [{"role": "user", "content": …}]
 "assistant", "reasoning": …, "content": …}], "rejected": […]}; without "prompt" both are whole
 conversations. A pair's two must fit a row together. What the base thinks of every pair is computed
 before the first step and kept in WORKDIR/reference.npz. "accuracy" is the share of pairs whose
-chosen one has gained on the rejected one, "margin" by how many nats.
+chosen one has gained on the rejected one, "margin" by how many nats. Memory was not compiled for;
+the network and adapters are those of `lora_20b.py`. No time is known.
 
     python -m gptoss_jax.train --config configs/dpo_20b.py --workdir runs/preferred \
       --config.base=~/gpt-oss-20b --config.data.paths=pairs.jsonl

@@ -5,7 +5,8 @@ straight through, so that the export computes what the training saw.
 
 Compiled for `v6e:4x4` over fsdp=16, 27.21 GiB of 31.24 a device are held: 4.87 weights, 9.74 Adam's
 moments, 12.59 activations, gradients and the rest (`python -m gptoss_jax.plan --task train --config
-configs/qat_20b.py --model 20b --topology v6e:4x4`). It has run on none.
+configs/qat_20b.py --model 20b --topology v6e:4x4`). It has run on none, so no
+time is known.
 """
 
 from ml_collections import ConfigDict
