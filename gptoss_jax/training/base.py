@@ -13,7 +13,7 @@ from gptoss_jax.loading import checkpoint_directory, find_tokenizer
 from gptoss_jax.model.config import Config, check_directory
 from gptoss_jax.model.transformer import GptOss, abstract
 from gptoss_jax.text import TextError, Tokenizer, load_tokenizer, tokenizer_for
-from gptoss_jax.training.settings import ConfigError, Settings, model_config
+from gptoss_jax.training.settings import ConfigError, Settings, adapter_of, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,17 @@ def find(config: Settings) -> Base:
             f"config.data.sequence_length: {config.data.sequence_length} is more than the "
             f"{sizes.max_context} positions of {directory}"
         )
+    _check_adapter(config, sizes)
     return Base(sizes, tokenizer, directory)
+
+
+def _check_adapter(config: Settings, sizes: Config) -> None:
+    """Refuses an adapter's layers and targets that the network has not."""
+    try:
+        if adapter := adapter_of(config):
+            adapter.paths(sizes.num_layers)
+    except UserError as error:
+        raise ConfigError(f"config.{error}") from None
 
 
 def _named_tokenizer(config: Settings) -> Tokenizer | None:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class RunDirectory:
         self.changed = []
         if self._writes:
             path.mkdir(parents=True, exist_ok=True)
+            with self._writing():  # before weights are read, not after
+                tempfile.TemporaryFile(dir=path).close()
             self.changed = _check_config(path / "config.json", config)
             begun = {"directory": config.base, "fingerprint": base}
             _check_base(path / "base.json", begun)

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -321,6 +322,12 @@ def test_a_full_disk_is_named(config, tmp_path, file_limit):
     with pytest.raises(UserError, match=f"^{tmp_path}: cannot be written to: "):
         begin(tmp_path, config, "cpu")
     assert config_json.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a directory not even root writes to")
+def test_a_directory_that_takes_no_file_is_named_before_a_weight_is_read(config):
+    with pytest.raises(UserError, match=r"^/proc/self/net: cannot be written to: "):
+        RunDirectory(Path("/proc/self/net"), config, "cpu")
 
 
 def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
