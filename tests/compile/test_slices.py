@@ -32,6 +32,14 @@ SLICES = [
     ("20b", "h100:1", 1, 131072),
     ("20b", "h100:1", 64, 8192),
 ]
+# Config, model, slice, rank (0: no adapter), tokens a row, GiB a device of the README.
+TRAINED = [
+    ("lora_20b", "20b", "v6e:1x1", 16, 8192, 18.61),
+    ("lora_20b", "20b", "h100:1", 16, 16384, 33.44),
+    ("lora_120b", "120b", "v5e:4x4", 16, 2048, 6.93),
+    ("lora_120b", "120b", "v6e:2x4", 16, 2048, 11.90),
+    ("qat_20b", "20b", "v6e:4x4", 0, 2048, 27.21),
+]
 RATIO = 1.6  # of what decode moves to the least that it must
 
 
@@ -88,3 +96,15 @@ def test_a_step_of_20bs_adapter_fits_one_v5e_beside_the_packed_weights():
     found = asked(Train(config, PRESETS["20b"]), "v5e:1x1")
     assert found.fits
     assert found.peak - found.counted.weights <= 2.5 * GIB
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=lambda case: "-".join(map(str, case[:3])))
+def test_a_step_of_training_fits(case):
+    name, model, where, rank, length, gib = case
+    config = settings.load(f"configs/{name}.py")
+    config.data.sequence_length = length
+    if rank:
+        config.lora.rank = rank
+    found = asked(Train(config, PRESETS[model]), where)
+    assert found.fits
+    assert found.peak == pytest.approx(gib * GIB, rel=0.02)
