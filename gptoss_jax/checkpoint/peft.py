@@ -8,7 +8,6 @@ What PEFT has no place for, trained sinks, is written beside it into sinks.safet
 ignores and `load` here reads.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,6 +42,11 @@ _MATRICES = {
 }
 _EXPERTS = "mlp.experts"
 _GATE_UP, _DOWN = "moe.w_gate_up_EDF", "moe.w_down_EFD"
+_TARGET_OF = {path: target for path, target in _MATRICES.values()} | {
+    _GATE_UP: "gate_up",
+    _DOWN: "down",
+    "attention.sinks_N": "sinks",
+}
 _PARAMETERS = {
     "gate_up": "mlp.experts.gate_up_proj",
     "down": "mlp.experts.down_proj",
@@ -172,17 +176,51 @@ def load(directory: Path, sizes: Config) -> Trained:
     file = directory / WEIGHTS
     if not file.is_file():
         raise UserError(f"{file}: no such file; an adapter's weights belong there")
-    values = _factors(file, sizes)
-    ranks = {a.shape[-2] for path, a in values.items() if path.endswith(".a")}
-    if ranks - {fields.rank}:
-        raise UserError(f"{directory / CONFIG}: key 'r': {fields.rank}, but factors of {ranks}")
+    rank, values = _evened(directory / CONFIG, fields, _factors(file, sizes))
     values |= _sinks(directory / SINKS, sizes)
     if not values:
         raise UserError(f"{file}: has no factors")
-    trained = Trained(_adapter(fields, values), values)
+    trained = Trained(_adapter(fields, rank, values), values)
     if not peft_fields.chooses_layers(directory / CONFIG):
         _check_layers(file, trained.adapter, sizes)
     return trained
+
+
+def _evened(
+    file: Path, fields: peft_fields.Fields, values: Mapping[str, np.ndarray]
+) -> tuple[int, dict[str, np.ndarray]]:
+    """(rank, factors), all of one rank and scale, where PEFT's patterns give modules their own.
+
+    Zeros fill smaller factors up, and each b takes what its scale is of the whole adapter's.
+    """
+    stems = [path.removesuffix(".a") for path in values if path.endswith(".a")]
+    ranks = {stem: values[f"{stem}.a"].shape[-2] for stem in stems}
+    rank = max(ranks.values(), default=fields.rank)
+    evened = {}
+    for stem, own in ranks.items():
+        module = _transformers_name(stem)
+        if own != fields.rank_of(module):
+            said = f"key 'r': {fields.rank_of(module)} for {module}, but factors of {own}"
+            raise UserError(f"{file}: {said}")
+        a, b = (_filled(values[f"{stem}.{factor}"], rank) for factor in "ab")
+        share = fields.scale_of(module) / fields.scale(rank, fields.alpha)
+        evened |= {f"{stem}.a": a, f"{stem}.b": b if share == 1 else b * np.float32(share)}
+    return rank, evened
+
+
+def _filled(factor: np.ndarray, rank: int) -> np.ndarray:
+    """[…, r, n] with zeros up to [..., rank, n]."""
+    missing = rank - factor.shape[-2]
+    return np.pad(factor, [(0, 0)] * (factor.ndim - 2) + [(0, missing), (0, 0)])
+
+
+def _transformers_name(stem: str) -> str:
+    """What PEFT's patterns are matched with: of a module, or of a parameter that it wraps."""
+    if stem == _HEAD_PATH:
+        return _HEAD
+    _, layer, inner = stem.split(".", 2)
+    target = _TARGET_OF[inner]
+    return f"model.layers.{layer}.{(_MODULES | _PARAMETERS)[target]}"
 
 
 def _check_layers(file: Path, adapter: Adapter, sizes: Config) -> None:
@@ -277,8 +315,6 @@ def _widths(path: str, sizes: Config) -> tuple[int, int, int]:
 
 def _layers_of(values: Mapping[str, Any]) -> dict[str, set[int]]:
     """The layers in which each target has values; none of the unembedding, which is in none."""
-    target_of = {path: target for path, target in _MATRICES.values()}
-    target_of |= {_GATE_UP: "gate_up", _DOWN: "down", "attention.sinks_N": "sinks"}
     found: dict[str, set[int]] = {}
     for path in values:
         stem = path.removesuffix(".a").removesuffix(".b")
@@ -286,14 +322,21 @@ def _layers_of(values: Mapping[str, Any]) -> dict[str, set[int]]:
             found[_UNEMBEDDING] = set()
             continue
         _, layer, inner = stem.split(".", 2)
-        found.setdefault(target_of[inner], set()).add(int(layer))
+        found.setdefault(_TARGET_OF[inner], set()).add(int(layer))
     return found
 
 
-def _adapter(fields: peft_fields.Fields, values: Mapping[str, np.ndarray]) -> Adapter:
+def _adapter(fields: peft_fields.Fields, rank: int, values: Mapping[str, np.ndarray]) -> Adapter:
     targets = _layers_of(values)
     layers = sorted(set[int]().union(*targets.values()))
-    return Adapter(**dataclasses.asdict(fields), targets=tuple(targets), layers=tuple(layers))
+    return Adapter(
+        rank=rank,
+        alpha=fields.alpha,
+        rslora=fields.rslora,
+        dropout=fields.dropout,
+        targets=tuple(targets),
+        layers=tuple(layers),
+    )
 
 
 def _sinks(file: Path, sizes: Config) -> dict[str, np.ndarray]:

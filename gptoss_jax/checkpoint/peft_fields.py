@@ -4,7 +4,10 @@ Fields are those of PEFT 0.21's LoraConfig; a test goes through those of the ins
 """
 
 import dataclasses
+import math
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ PLAIN = {
     "alpha_pattern": {},
     "modules_to_save": None,
 }
-_PLAIN = PLAIN | {
+_PLAIN = {name: value for name, value in PLAIN.items() if not name.endswith("_pattern")} | {
     "megatron_config": None,
     "trainable_token_indices": None,
     "alora_invocation_tokens": None,
@@ -33,7 +36,10 @@ _PLAIN = PLAIN | {
     "arrow_config": None,
     "kasa_config": None,
 }
-READ = ("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights")
+READ = (
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights"),
+    *("rank_pattern", "alpha_pattern"),
+)
 HARMLESS = (
     # Where it comes from.
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -53,12 +59,41 @@ _BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """What an adapter is, but for its targets."""
+    """What an adapter is, but for its targets.
+
+    Attributes:
+      rank: of what `ranks` leaves out.
+      alpha: of what `alphas` leaves out.
+      dropout: of what goes into lora_A.
+      rslora: whether alpha is divided by the rank's root.
+      ranks: by the ends of modules' names, which are regular expressions.
+      alphas: likewise.
+    """
 
     rank: int
     alpha: float
     dropout: float
     rslora: bool
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+
+    def rank_of(self, module: str) -> int:
+        """Of a module or parameter, by its whole name in transformers' model."""
+        return _by_end(self.ranks, module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What the module's product of factors is multiplied by."""
+        return self.scale(self.rank_of(module), _by_end(self.alphas, module, self.alpha))
+
+    def scale(self, rank: int, alpha: float) -> float:
+        """Of a rank and an alpha."""
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _by_end(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
+    """As PEFT: of the first pattern that the name ends with."""
+    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(found, otherwise)
 
 
 def read(file: Path) -> Fields:
@@ -81,7 +116,25 @@ def read(file: Path) -> Fields:
         raise UserError(f"{file}: key 'lora_alpha': 0 leaves nothing of the adapter")
     if dropout >= 1:
         raise UserError(f"{file}: key 'lora_dropout': {dropout} must be below 1")
-    return Fields(rank, alpha, dropout, rslora)
+    patterns = [_patterns(file, key, raw.get(key)) for key in ("rank_pattern", "alpha_pattern")]
+    return Fields(rank, alpha, dropout, rslora, *patterns)
+
+
+def _patterns(file: Path, key: str, value: Any) -> dict[str, Any]:
+    """A field of numbers by regular expressions; an alpha of 0 leaves a module out."""
+    if not isinstance(value or {}, dict):
+        raise UserError(f"{file}: key {key!r}: {value!r} is no object")
+    for name, number in (value or {}).items():
+        inner = f"{key}.{name}"
+        if key == "alpha_pattern":
+            _number(file, inner, number)
+        elif type(number) is not int or number < 1:
+            raise UserError(f"{file}: key {inner!r}: {number!r} is no whole number from 1")
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise UserError(f"{file}: key {inner!r}: no regular expression: {error}") from None
+    return dict(value or {})
 
 
 def chooses_layers(file: Path) -> bool:

@@ -47,6 +47,11 @@ CONFIG = Config(
 SQUARE = dataclasses.replace(CONFIG, expert_width=96)
 DOUBLE = dataclasses.replace(CONFIG, hidden_size=128)
 IN_PEFT = tuple(target for target in TARGETS if target != "sinks")
+# PEFT's ranks and alphas by modules' names.
+OF_THEIR_OWN = {
+    "rank_pattern": {"layers.1.self_attn.q_proj": 5, "down_proj": 1, "lm_head": 3},
+    "alpha_pattern": {r"layers\.\d+\.self_attn\..*_proj": 4, "experts.gate_up_proj": 9.5},
+}
 IDS = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 40))
 
 
@@ -174,8 +179,18 @@ def test_what_peft_cannot_hold_is_named(tmp_path, directory, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
-@pytest.mark.parametrize("config", [CONFIG, SQUARE, DOUBLE], ids=["wide", "square", "double"])
-def test_an_adapter_that_peft_wrote(tmp_path, config):
+@pytest.mark.parametrize(
+    ("config", "patterns"),
+    [
+        (CONFIG, {}),
+        (SQUARE, {}),
+        (DOUBLE, {}),
+        (CONFIG, OF_THEIR_OWN),
+        (CONFIG, OF_THEIR_OWN | {"use_rslora": True}),
+    ],
+    ids=["wide", "square", "double", "patterns", "rslora"],
+)
+def test_an_adapter_that_peft_wrote(tmp_path, config, patterns):
     hf_peft = pytest.importorskip("peft", reason="the oracle extra is not installed")
     torch = pytest.importorskip("torch", reason="the oracle extra is not installed")
     save_model(base(config), "hf", tmp_path / "base", progress=False)
@@ -185,6 +200,7 @@ def test_an_adapter_that_peft_wrote(tmp_path, config):
         lora_alpha=6,
         target_modules=["q_proj", "o_proj", "lm_head"],
         target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+        **patterns,
     )
     model = hf_peft.get_peft_model(model, settings).eval()
     torch.manual_seed(0)
@@ -199,7 +215,7 @@ def test_an_adapter_that_peft_wrote(tmp_path, config):
 
     model.half().save_pretrained(tmp_path / "half")
     for path, value in peft.load(tmp_path / "half", config).values.items():
-        np.testing.assert_array_equal(value, read.values[path].astype(np.float16))
+        np.testing.assert_allclose(value, read.values[path], rtol=5e-4, atol=1e-7)
 
 
 def test_every_field_of_pefts_is_known():
@@ -358,12 +374,16 @@ def another(config):
                 "use_bdlora": {"nblocks": 2},
                 "lora_bias": True,
                 "trainable_token_indices": [3],
-                "rank_pattern": {"q_proj": 4},
                 "modules_to_save": ["lm_head"],
             }.items()
         ),
         (edit(use_tomorrow=True), "'use_tomorrow': True is of a field that is not known"),
-        (edit(r=7), r"'r': 7, but factors of \{3\}"),
+        (edit(r=7), r"'r': 7 for model\.layers\.0\.\S+, but factors of 3"),
+        (edit(rank_pattern={"q_proj": 4}), r"'r': 4 for model\.layers\.0\.\S+q_proj, but .* of 3"),
+        (edit(rank_pattern={"q_proj": 0}), "'rank_pattern.q_proj': 0 is no whole number from 1"),
+        (edit(rank_pattern={"q_(": 3}), r"'rank_pattern.q_\(': no regular expression: "),
+        (edit(alpha_pattern={"q_proj": "x"}), "'alpha_pattern.q_proj': 'x' is no number from 0"),
+        (edit(alpha_pattern=[1]), r"'alpha_pattern': \[1\] is no object"),
         (edit(r=[2]), r"'r': \[2\] is no whole number"),
         (edit(r=True), "'r': True is no whole number"),
         (edit(use_rslora="false"), "'use_rslora': 'false' is neither true nor false"),
