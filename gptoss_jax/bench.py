@@ -46,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     users = {"type": cli.number(int, 1), "nargs": "+", "metavar": "N"}
     serve.add_argument("--users", default=[1, 4, 16, 32], **users)
     serve.add_argument("--requests", type=cli.number(int, 1), default=6, help="of each user")
+    median = {"type": cli.number(int, 1), "metavar": "N"}
+    serve.add_argument("--prompt", default=120, help="median of prompts' tokens", **median)
+    serve.add_argument("--answer", default=80, help="median of answers' tokens", **median)
     serve.add_argument("--constrained", action="store_true", help="answers are JSON of a schema")
     serve.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     serve.add_argument("--json", action="store_true", help="one JSON object")
@@ -149,14 +152,17 @@ def _serve(arguments: argparse.Namespace) -> None:
         if tokenizer is None:
             raise UserError(f"{arguments.checkpoint}: no tokenizer in it")
         constraint = Constraint(tokenizer, json_schema(serving.SCHEMA), raw=True)
-    loads = serving.measure(model, arguments.users, arguments.requests, constraint)
+    prompts, answers = serving.Lengths(arguments.prompt), serving.Lengths(arguments.answer)
+    loads = serving.measure(
+        model, arguments.users, arguments.requests, prompts, answers, constraint
+    )
     if arguments.plot:
         serving.draw(loads, arguments.plot)
     result = {
         "device": jax.devices()[0].device_kind,
         "dtype": arguments.dtype,
-        "prompt_tokens": serving.PROMPTS,
-        "answer_tokens": serving.ANSWERS,
+        "prompt_tokens": prompts.as_dict(),
+        "answer_tokens": answers.as_dict(),
         "loads": [dataclasses.asdict(load) for load in loads],
     }
     if mesh is None:

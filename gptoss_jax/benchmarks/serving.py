@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptoss_jax.benchmarks.one_sequence import endless, fresh_state
+from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import MOST_STEPS
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.programs import Programs
@@ -30,12 +31,39 @@ if TYPE_CHECKING:
 # What constrained answers are: longer than any that is asked for.
 _RECORD = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
 SCHEMA = {"type": "array", "items": _RECORD | {"required": ["name", "age"]}, "minItems": 100}
-# Tokens: lognormal around a median, cut at both ends.
-PROMPTS = {"median": 120, "sigma": 0.8, "least": 16, "most": 1024}
-ANSWERS = {"median": 80, "sigma": 0.7, "least": 8, "most": 384}
-
-
 _MOST_RUNS = 6  # which programs a run needs depends on how its requests happen to meet
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Tokens of prompts or of answers: lognormal around a median, cut at both ends."""
+
+    median: int
+    sigma: float = 0.75
+
+    @property
+    def least(self) -> int:
+        """A quarter of the median."""
+        return max(1, self.median // 4)
+
+    @property
+    def most(self) -> int:
+        """Four times the median."""
+        return 4 * self.median
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[int]:
+        """As many lengths as asked for."""
+        drawn = rng.lognormal(np.log(self.median), self.sigma, count)
+        return np.clip(drawn, self.least, self.most).astype(int).tolist()
+
+    def as_dict(self) -> dict[str, float]:
+        """For a report."""
+        return {
+            "median": self.median,
+            "sigma": self.sigma,
+            "least": self.least,
+            "most": self.most,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +79,7 @@ class Load:
       occupancy: sequences in a decode call for each of its rows.
       reused: share of prompt tokens that were cached already.
       host_ms: a device call's time of the host that the device waits for, masks included.
+      prefill_share: of all the time, what prompts took on the device.
       mask_share: of all the time, what the host takes for masks of constrained requests.
       matmul_share: of the machine's measured rate, counting active weights; prompts included.
       compile_share: of all the time, what was waited for compilers: 0 unless every run had to.
@@ -64,42 +93,50 @@ class Load:
     occupancy: float
     reused: float
     host_ms: float
+    prefill_share: float
     mask_share: float
     matmul_share: float
     compile_share: float
 
 
-def lengths(distribution: dict[str, float], count: int, rng: np.random.Generator) -> list[int]:
-    """As many lengths as asked for."""
-    drawn = rng.lognormal(np.log(distribution["median"]), distribution["sigma"], count)
-    return np.clip(drawn, distribution["least"], distribution["most"]).astype(int).tolist()
-
-
 def measure(
-    model: GptOss, users: Sequence[int], each: int, constraint: "Constraint | None" = None
+    model: GptOss,
+    users: Sequence[int],
+    each: int,
+    prompts: Lengths,
+    answers: Lengths,
+    constraint: "Constraint | None" = None,
 ) -> list[Load]:
-    """A load for each number of users, `each` requests a user, all of which follow a constraint."""
-    machine = matmul_rate()
-    return [_measure(model, count, each, machine, constraint) for count in users]
+    """A load for each number of users, `each` requests a user, all of which follow a constraint.
 
-
-def _measure(
-    model: GptOss, users: int, each: int, machine: float, constraint: "Constraint | None"
-) -> Load:
-    config = model.config
-    rng = np.random.default_rng(users)
-    count = users * each
-    sizes = zip(lengths(PROMPTS, count, rng), lengths(ANSWERS, count, rng), strict=True)
-    asked = [
-        Request(
-            rng.integers(0, config.vocab_size, prompt).tolist(),
-            answer,
-            temperature=0.0,
-            constraint=constraint,
+    Raises:
+      UserError: the longest prompt and the longest answer are more than the model's context.
+    """
+    room = prompts.most + answers.most
+    if room > model.config.max_context:
+        raise UserError(
+            f"--prompt {prompts.median} --answer {answers.median}: the longest are four times as "
+            f"long, together {room} tokens of {model.config.max_context}"
         )
-        for prompt, answer in sizes
-    ]
-    room = min(config.max_context, int(PROMPTS["most"] + ANSWERS["most"]))
+    machine = matmul_rate()
+    loads = []
+    for count in users:
+        rng = np.random.default_rng(count)
+        sizes = (lengths.draw(count * each, rng) for lengths in (prompts, answers))
+        asked = [
+            Request(
+                rng.integers(0, model.config.vocab_size, prompt).tolist(),
+                answer,
+                temperature=0.0,
+                constraint=constraint,
+            )
+            for prompt, answer in zip(*sizes, strict=True)
+        ]
+        loads.append(_load(model, count, asked, room, machine))
+    return loads
+
+
+def _load(model: GptOss, users: int, asked: Sequence[Request], room: int, machine: float) -> Load:
     engine = Engine(model, [], np.array([], np.int32), max_sequences=users, max_tokens=room)
     asked, sequences, before, taken = _counted(engine, asked, users)
     after = engine.timings
@@ -109,17 +146,19 @@ def _measure(
     firsts = [1e3 * (seen[0] - submitted) for submitted, seen, _ in sequences]
     between = [1e3 * (seen[1] - seen[0]) / (made - 1) for _, seen, made in sequences if made > 1]
     rows, calls = after.decode_rows - before.decode_rows, after.calls - before.calls
+    multiplied = 2 * active_parameters(model.config) * (prompts + answers)
     return Load(
         users=users,
-        requests=count,
+        requests=len(asked),
         tokens_per_second=answers / taken,
         first_token_ms=_median_and_95(firsts),
         token_ms=_median_and_95(between),
         occupancy=(after.decode_tokens - before.decode_tokens) / rows,
         reused=1 - (after.prefill_tokens - before.prefill_tokens) / prompts,
         host_ms=1e3 * max(0.0, taken - device) / calls,
+        prefill_share=(after.prefill_s - before.prefill_s) / taken,
         mask_share=(after.mask_s - before.mask_s) / taken,
-        matmul_share=2 * active_parameters(config) * (prompts + answers) / taken / machine,
+        matmul_share=multiplied / taken / machine,
         compile_share=(after.compile_s - before.compile_s) / taken,
     )
 
