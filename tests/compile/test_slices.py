@@ -34,7 +34,7 @@ SLICES = [
 ]
 # Config, model, slice, rank (0: no adapter), tokens a row, GiB a device of the README.
 TRAINED = [
-    ("lora_20b", "20b", "v6e:1x1", 16, 8192, 18.61),
+    ("lora_20b", "20b", "v6e:1x1", 16, 8192, 18.88),
     ("lora_20b", "20b", "h100:1", 16, 16384, 33.44),
     ("lora_120b", "120b", "v5e:4x4", 16, 2048, 6.93),
     ("lora_120b", "120b", "v6e:2x4", 16, 2048, 11.90),
