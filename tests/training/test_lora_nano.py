@@ -16,8 +16,9 @@ PROBLEMS = 200
 
 def exact(adapter=None) -> dict[str, float]:
     """The share of right answers, by skill."""
-    nano = load("nano", dtype="float32", adapter=adapter)
-    answer = measure.answerer(*nano, temperature=0.0, seed=1)
+    model, tokenizer = load("nano", dtype="float32", adapter=adapter)
+    assert tokenizer is not None
+    answer = measure.answerer(model, tokenizer, temperature=0.0, seed=1)
     return {score.skill: score.exact for score in evaluate(answer, ["twice", *SKILLS], PROBLEMS)}
 
 
