@@ -145,14 +145,20 @@ def _serve(arguments: argparse.Namespace) -> None:
     from gptoss_jax.text.constraints import Constraint, json_schema
 
     checkpoint = checkpoint_directory(arguments.checkpoint)
-    mesh = choose_mesh(read_config(checkpoint), arguments.mesh)
+    sizes = read_config(checkpoint)
+    prompts, answers = serving.Lengths(arguments.prompt), serving.Lengths(arguments.answer)
+    if (longest := prompts.most + answers.most) > sizes.max_context:
+        raise UsageError(
+            f"--prompt {prompts.median} --answer {answers.median}: the longest are four times as "
+            f"long, together {longest} tokens, and the context ends at {sizes.max_context}"
+        )
+    mesh = choose_mesh(sizes, arguments.mesh)
     model, tokenizer = load(checkpoint, dtype=arguments.dtype, mesh=mesh)
     constraint = None
     if arguments.constrained:
         if tokenizer is None:
             raise UserError(f"{arguments.checkpoint}: no tokenizer in it")
         constraint = Constraint(tokenizer, json_schema(serving.SCHEMA), raw=True)
-    prompts, answers = serving.Lengths(arguments.prompt), serving.Lengths(arguments.answer)
     loads = serving.measure(
         model, arguments.users, arguments.requests, prompts, answers, constraint
     )

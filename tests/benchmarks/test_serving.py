@@ -41,7 +41,7 @@ def test_it_reports_a_load(capsys, tmp_path):
 
 
 def test_what_is_longer_than_the_context_is_refused(capsys):
-    assert run(["serve", "--prompt", "300", "--answer", "300"]) == 1
+    assert run(["serve", "--prompt", "300", "--answer", "300"]) == 2
     error = "error: --prompt 300 --answer 300: the longest are four times as long, together 2400 "
     assert capsys.readouterr().err.splitlines()[-1].startswith(error)
 
