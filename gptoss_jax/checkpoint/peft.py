@@ -26,7 +26,7 @@ from gptoss_jax.checkpoint.safetensors_file import (
     write_file,
 )
 from gptoss_jax.errors import UserError
-from gptoss_jax.model.adapter import Adapter
+from gptoss_jax.model.adapter import Adapter, scale
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.lora import Trained
 
@@ -203,7 +203,7 @@ def _evened(
             said = f"key 'r': {fields.rank_of(module)} for {module}, but factors of {own}"
             raise UserError(f"{file}: {said}")
         a, b = (_filled(values[f"{stem}.{factor}"], rank) for factor in "ab")
-        share = fields.scale_of(module) / fields.scale(rank, fields.alpha)
+        share = fields.scale_of(module) / scale(rank, fields.alpha, fields.rslora)
         evened |= {f"{stem}.a": a, f"{stem}.b": b if share == 1 else b * np.float32(share)}
     return rank, evened
 

@@ -4,7 +4,6 @@ Fields are those of PEFT 0.21's LoraConfig; a test goes through those of the ins
 """
 
 import dataclasses
-import math
 import re
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_jax.errors import UserError
+from gptoss_jax.model.adapter import scale
 from gptoss_jax.model.config import read_json_object
 
 # What changes the meaning of the factors, or adds to them, and the value that does not.
@@ -83,17 +83,17 @@ class Fields:
 
     def scale_of(self, module: str) -> float:
         """What the module's product of factors is multiplied by."""
-        return self.scale(self.rank_of(module), _by_end(self.alphas, module, self.alpha))
-
-    def scale(self, rank: int, alpha: float) -> float:
-        """Of a rank and an alpha."""
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+        alpha = _by_end(self.alphas, module, self.alpha)
+        return scale(self.rank_of(module), alpha, self.rslora)
 
 
 def _by_end(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
     """As PEFT: of the first pattern that the name ends with."""
-    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(found, otherwise)
+    return next((value for key, value in patterns.items() if _ending(key).match(module)), otherwise)
+
+
+def _ending(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def read(file: Path) -> Fields:
@@ -131,7 +131,7 @@ def _patterns(file: Path, key: str, value: Any) -> dict[str, Any]:
         elif type(number) is not int or number < 1:
             raise UserError(f"{file}: key {inner!r}: {number!r} is no whole number from 1")
         try:
-            re.compile(name)
+            _ending(name)
         except re.error as error:
             raise UserError(f"{file}: key {inner!r}: no regular expression: {error}") from None
     return dict(value or {})

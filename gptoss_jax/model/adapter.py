@@ -21,6 +21,11 @@ TARGETS = (*_IN_LAYER, UNEMBEDDING)
 _UNEMBEDDING_PATH = "unembedding_VD"
 
 
+def scale(rank: int, alpha: float, rslora: bool) -> float:
+    """What a product of factors is multiplied by; rsLoRA divides by the rank's root."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter:
     """What has factors, and how large they are.
@@ -60,7 +65,7 @@ class Adapter:
     @property
     def scale(self) -> float:
         """Of the addition."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return scale(self.rank, self.alpha, self.rslora)
 
     def paths(self, num_layers: int) -> dict[str, str]:
         """The target of each chosen parameter, by its path, "layers.3.attention.w_q_AD".

@@ -382,6 +382,7 @@ def another(config):
         (edit(rank_pattern={"q_proj": 4}), r"'r': 4 for model\.layers\.0\.\S+q_proj, but .* of 3"),
         (edit(rank_pattern={"q_proj": 0}), "'rank_pattern.q_proj': 0 is no whole number from 1"),
         (edit(rank_pattern={"q_(": 3}), r"'rank_pattern.q_\(': no regular expression: "),
+        (edit(rank_pattern={"(?i)q": 3}), r"'rank_pattern\.\(\?i\)q': no regular expression: "),
         (edit(alpha_pattern={"q_proj": "x"}), "'alpha_pattern.q_proj': 'x' is no number from 0"),
         (edit(alpha_pattern=[1]), r"'alpha_pattern': \[1\] is no object"),
         (edit(r=[2]), r"'r': \[2\] is no whole number"),
