@@ -227,7 +227,7 @@ ENTRY %main (x: bf16[3,16,64], w: u8[8,32,10], s: u8[16,10], e: s32[3]) -> f32[3
   %e = s32[3]{0} parameter(3)
   ROOT %y = f32[3,16,10]{2,1,0} custom-call(%x, %w, %s, %e), custom_call_target="mosaic", metadata={op_name="jit(f)/SCOPE/kernel"}, backend_config={module = "op_name=\"x/active_tiles_of_4/x\" body=%main"}
 }
-"""  # noqa: E501
+"""  # noqa: E501 - the compiler's text has an instruction a line
 
 
 def test_bytes_and_flops_of_a_kernel_counted_by_hand():

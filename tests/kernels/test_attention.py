@@ -85,7 +85,7 @@ def small_blocks(monkeypatch):
 
 # A table, several cases a line: not one each.
 ALIGNED = [
-    # queries, keys, window
+    # Queries, keys, window; a table, several cases a line.
     (1, 1, None), (7, 7, None), (8, 8, None), (9, 9, None), (16, 16, None), (37, 37, None),
     (64, 64, None), (61, 70, None), (5, 40, None),
     (1, 1, 4), (7, 7, 4), (9, 9, 1), (37, 37, 4), (37, 37, 5), (37, 37, 8), (37, 37, 9),

@@ -324,7 +324,9 @@ def test_a_full_disk_is_named(config, tmp_path, file_limit):
     assert config_json.read_bytes() == before
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a directory not even root writes to")
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="no /proc, where not even root may write"
+)
 def test_a_directory_that_takes_no_file_is_named_before_a_weight_is_read(config):
     with pytest.raises(UserError, match=r"^/proc/self/net: cannot be written to: "):
         RunDirectory(Path("/proc/self/net"), config, "cpu")
