@@ -67,8 +67,8 @@ class Checkpoints:
         """
         if self.latest == step:
             return
-        # On the CPU platform the writer would read the very buffers the next step writes into.
-        copy = jax.tree.map(lambda x: x.copy(), state)
+        # The next step writes into these buffers, and the devices have no room for them twice.
+        copy = jax.tree.map(_in_host_memory, state)
         # As text, because Orbax would look at each of the numbers on its own.
         with self._writing():
             self._checkpointer.save_async(
@@ -110,6 +110,10 @@ class Checkpoints:
             ) from error
         data: Any = checkpointer.metadata(checkpointer.latest).custom_metadata
         return State(**loaded), json.loads(data[_DATA])
+
+
+def _in_host_memory(x: jax.Array) -> jax.Array:
+    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
 
 
 def _tree(state: State) -> dict[str, Any]:

@@ -346,6 +346,22 @@ def test_metrics_of_steps_that_are_lost_are_taken_back(config, tmp_path):
     assert [record["loss"] for record in read(tmp_path)] == [1.0, 2.0]
 
 
+def test_what_is_being_written_takes_no_device_memory(tmp_path):
+    values = {name: jnp.full(100_003, number, jnp.float32) for number, name in enumerate("wmv")}
+    state = State({"w": values["w"]}, {"m": values["m"]}, jnp.asarray(1, jnp.int32))
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    with Checkpoints(tmp_path / "kept", keep=2) as kept:
+        kept.save(1, state, [{"next": 1}])
+        there = [x for x in jax.live_arrays() if x.shape == (100_003,)]
+        assert sum(x.sharding.memory_kind == "device" for x in there) == len(values)
+    with Checkpoints(tmp_path / "kept", keep=2) as kept:
+        loaded, data = kept.load(like)
+    assert loaded.params["w"].sharding.memory_kind == "device" and data == [{"next": 1}]
+    np.testing.assert_array_equal(loaded.optimizer["m"], values["m"])
+
+
 @pytest.fixture
 def file_limit():
     """Sets the most bytes a file of this process may have: a disk that is full."""
