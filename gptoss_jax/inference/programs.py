@@ -129,15 +129,6 @@ class Programs:
         )
 
 
-def compiler_options(platform: str) -> dict[str, Any]:
-    """What the programs are to be compiled with, for `Lowered.compile`.
-
-    XLA:TPU brings small arrays whole into VMEM to gather bytes from them, as 32-bit words: the
-    scales of 8 experts take 16.5 MiB, and its limit for that is 16.
-    """
-    return {"xla_tpu_scoped_vmem_limit_kib": "20480"} if platform == "tpu" else {}
-
-
 def _spread(x: np.ndarray | jax.Array, where: NamedSharding) -> jax.Array:
     """As `device_put`, which has processes compare what they have: a collective at every call."""
     if isinstance(x, jax.Array):

@@ -16,10 +16,11 @@ from gptoss_jax.inference.adapters import Adapters
 from gptoss_jax.inference.decode import MOST_STEPS, Made, Rules, State
 from gptoss_jax.inference.memory import Room
 from gptoss_jax.inference.penalties import Tally
-from gptoss_jax.inference.programs import Programs, compiler_options
+from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.sampling import Sampling
 from gptoss_jax.inference.scheduler import VERIFIED, Decode, Prefill, Verify
 from gptoss_jax.inference.tallies import Tallies
+from gptoss_jax.kernels.compiler import compiler_options
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.transformer import GptOss
 

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules, State
-from gptoss_jax.inference.programs import Programs, compiler_options
+from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.scheduler import width_for
 from gptoss_jax.kernels.attention.eight_bit import EightBit
+from gptoss_jax.kernels.compiler import compiler_options
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import tree_flatten_with_path, tree_unflatten
 
 from gptoss_jax import sharding
+from gptoss_jax.kernels.compiler import compiler_options
 from gptoss_jax.model import lora
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
@@ -281,4 +282,5 @@ def in_parts(batch: Batch, parts: int) -> Batch:
 
 def compiled(function: Callable, *arguments: Any, donate: tuple[int, ...] = ()) -> Callable:
     """The program of a function for these arguments; another shape is an error, not a recompile."""
-    return jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    lowered = jax.jit(function, donate_argnums=donate).lower(*arguments)
+    return lowered.compile(compiler_options=compiler_options(jax.default_backend()))
