@@ -108,7 +108,7 @@ def _read(file: Path, known: dict[str, Source], base: str) -> dict[str, np.ndarr
     try:
         with np.load(file) as kept:
             found = {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: not readable ({error}); remove it to compute it again") from None
     # The run's own base.json is not there yet if it ended while this was computed.
     if (was := str(found.get("base", "none"))) != base:
@@ -120,4 +120,6 @@ def _read(file: Path, known: dict[str, Source], base: str) -> dict[str, np.ndarr
                 f"{file}: is of other {name} data ({was}, now {source.fingerprint}); give another "
                 "--workdir"
             )
+        if name not in found or found[name].shape != (source.size, 2):
+            raise UserError(f"{file}: has no {name} values; remove it to compute it again")
     return found

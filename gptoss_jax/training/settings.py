@@ -288,6 +288,11 @@ def _check_together(config: Settings) -> None:
             f"config.accumulation: {config.accumulation} does not divide config.batch_size "
             f"{config.batch_size}"
         )
+    if data.kind == "tasks" and data.paths:
+        raise ConfigError(
+            "config.data.paths: not read with data.kind tasks; give data.kind jsonl or pairs"
+        )
+    _check_meant(config)
     if config.lora.targets and not config.base:
         raise ConfigError("config.base: empty; name the checkpoint that lora.targets are of")
     if data.kind == "pairs" and not config.base:
@@ -300,6 +305,23 @@ def _check_together(config: Settings) -> None:
     for beta in ("b1", "b2"):
         if config.optimizer[beta] >= 1:
             raise ConfigError(f"config.optimizer.{beta}: {config.optimizer[beta]} must be below 1")
+
+
+def _check_meant(config: Settings) -> None:
+    """Refuses what would be set without effect."""
+    if config.lora.targets and config.qat_start >= 0:
+        raise ConfigError(
+            "config.qat_start: an adapter's base stays as it is packed; leave it at -1, or leave "
+            "lora.targets empty to train everything"
+        )
+    known = fields(defaults())
+    for field, value in fields(config).items():
+        if value == known.get(field, value):
+            continue
+        if field.startswith("lora.") and not config.lora.targets:
+            raise ConfigError(f"config.{field}: means nothing without config.lora.targets")
+        if field.startswith("model.") and config.base:
+            raise ConfigError(f"config.{field}: the sizes are config.base's; leave it out")
 
 
 def adapter_of(config: Settings) -> Adapter | None:

@@ -207,6 +207,12 @@ def test_a_run_comes_to_prefer_what_was_chosen(pairs, tokenizer_path, tmp_path, 
     words += ["--mesh", "data=1"]
     assert train.main([*words, "--config.steps=5"]) == 0
     assert "reference of 20 pairs computed" in capsys.readouterr().err
+    kept = tmp_path / "run" / "reference.npz"
+    content = kept.read_bytes()
+    kept.write_bytes(b"")  # as a power loss may leave it
+    assert train.main(words) == 1
+    assert f"error: {kept}: not readable" in capsys.readouterr().err
+    kept.write_bytes(content)
     assert train.main(words) == 0
     shown = capsys.readouterr().err
     assert "resumed after step 5" in shown

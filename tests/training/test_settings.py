@@ -31,11 +31,23 @@ def test_nano_is_a_config():
 
 
 def test_overrides_are_read_by_the_field_s_type():
-    given = {"data.skip_bad": "true", "data.paths": "a,b", "steps": "7", "optimizer.lr": "1"}
+    given = {
+        "data.kind": "jsonl",
+        "data.skip_bad": "true",
+        "data.paths": "a,b",
+        "steps": "7",
+        "optimizer.lr": "1",
+    }
     config = settings.load(NANO, list(given.items()))
     values = settings.fields(config)
     assert {name: values[name] for name in given} == {
-        **{"data.skip_bad": True, "data.paths": ("a", "b"), "steps": 7, "optimizer.lr": 1.0}
+        **{
+            "data.kind": "jsonl",
+            "data.skip_bad": True,
+            "data.paths": ("a", "b"),
+            "steps": 7,
+            "optimizer.lr": 1.0,
+        }
     }
     assert type(config.optimizer.lr) is float
 
@@ -75,6 +87,11 @@ def test_a_mixture_is_overridden_by_task():
         ("accumulation=3", "config.accumulation: 3 does not divide config.batch_size 4"),
         ("data.sequence_length=4096", "config.data.sequence_length: 4096 is more than"),
         ("data.kind=jsonl", "config.data.paths: empty; give"),
+        (
+            "data.paths=chats.jsonl",
+            "config.data.paths: not read with data.kind tasks; give data.kind",
+        ),
+        ("lora.rank=16", "config.lora.rank: means nothing without config.lora.targets"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(override, expected, tmp_path, capsys):
@@ -86,6 +103,22 @@ def test_a_mistake_is_one_line_and_exit_2(override, expected, tmp_path, capsys):
         assert shown.startswith(f"error: {expected}")
         assert shown.count("\n") == 1
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (("qat_start", "0"), "config.qat_start: an adapter's base stays as it is packed"),
+        (("model.hidden_size", "256"), "config.model.hidden_size: the sizes are config.base's"),
+        (("lora.targets", ""), "config.lora.alpha: means nothing without"),
+        (("lora.rank", "0"), "config.lora.rank: 0"),
+    ],
+)
+def test_what_an_adapter_s_base_decides_is_refused(override, expected):
+    config = [("lora.alpha", "32"), override]
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.load("configs/lora_nano.py", config)
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize(
