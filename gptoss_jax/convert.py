@@ -100,12 +100,12 @@ def _convert(arguments: argparse.Namespace) -> None:
     if packs and not source.packed_experts:
         print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
     save_source(source, arguments.to, arguments.directory, adapter=trained)
-    if packs and trained is not None and trained.has_experts:
+    if packs and trained is not None and (trained.has_experts or not source.packed_experts):
         _report_divergence(arguments)
 
 
 def _report_divergence(arguments: argparse.Namespace) -> None:
-    """What packing the merged experts again costs, beside the adapter applied without merging."""
+    """What packing the merged experts costs, beside the adapter applied without merging."""
     from gptoss_jax.inference.divergence import PROMPTS, divergence, log_probabilities
     from gptoss_jax.loading import load
 
@@ -118,7 +118,7 @@ def _report_divergence(arguments: argparse.Namespace) -> None:
         found.append(log_probabilities(model, tokenizer))
         del model  # one at a time
     print(
-        f"packing the merged experts again: KL {divergence(*found):.2e} nats a token, mean over "
+        f"packing the experts: KL {divergence(*found):.2e} nats a token, mean over "
         f"{sum(map(len, found[0]))} tokens of {len(PROMPTS)} prompts",
         file=sys.stderr,
     )

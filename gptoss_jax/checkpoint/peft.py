@@ -182,7 +182,7 @@ def load(directory: Path, sizes: Config) -> Trained:
         raise UserError(f"{file}: has no factors")
     trained = Trained(_adapter(fields, rank, values), values)
     if not peft_fields.chooses_layers(directory / CONFIG):
-        _check_layers(file, trained.adapter, sizes)
+        _check_whole(file, fields, _layers_of(values), sizes)
     return trained
 
 
@@ -223,14 +223,25 @@ def _transformers_name(stem: str) -> str:
     return f"model.layers.{layer}.{(_MODULES | _PARAMETERS)[target]}"
 
 
-def _check_layers(file: Path, adapter: Adapter, sizes: Config) -> None:
-    """Refuses an adapter of fewer layers than the network: widths of gpt-oss's sizes are alike."""
-    missing = set(range(sizes.num_layers)) - set(adapter.layers or ())
-    if missing and adapter.layers:  # the unembedding is in no layer
-        raise UserError(
-            f"{file}: has no factors in layer {min(missing)} of the model's {sizes.num_layers}: it "
-            f"is of another base; if not, {CONFIG} must say so by layers_to_transform"
-        )
+def _check_whole(
+    file: Path, fields: peft_fields.Fields, layers_of: Mapping[str, set[int]], sizes: Config
+) -> None:
+    """Refuses an adapter that lacks what its config names, or that is of fewer layers.
+
+    Widths of gpt-oss's sizes are alike, so that one of another base may fit otherwise.
+    """
+    for target, name in (_MODULES | _PARAMETERS | {_UNEMBEDDING: _HEAD}).items():
+        if target not in layers_of:
+            if fields.names(name, parameter=target in _PARAMETERS):
+                raise UserError(f"{file}: has no factors of {name}, which {CONFIG} names")
+        elif missing := set(range(sizes.num_layers)) - layers_of[target]:
+            if target == _UNEMBEDDING:  # is in no layer
+                continue
+            raise UserError(
+                f"{file}: has no factors of {name} in layer {min(missing)} of the model's "
+                f"{sizes.num_layers}: it is of another base; if not, {CONFIG} must say so by "
+                "layers_to_transform"
+            )
 
 
 def _factors(file: Path, sizes: Config) -> dict[str, np.ndarray]:

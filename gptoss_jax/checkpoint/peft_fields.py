@@ -68,6 +68,8 @@ class Fields:
       rslora: whether alpha is divided by the rank's root.
       ranks: by the ends of modules' names, which are regular expressions.
       alphas: likewise.
+      modules: what is listed to have factors, by the ends of names.
+      parameters: likewise.
     """
 
     rank: int
@@ -76,10 +78,17 @@ class Fields:
     rslora: bool
     ranks: dict[str, int]
     alphas: dict[str, float]
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
 
     def rank_of(self, module: str) -> int:
         """Of a module or parameter, by its whole name in transformers' model."""
         return _by_end(self.ranks, module, self.rank)
+
+    def names(self, name: str, *, parameter: bool) -> bool:
+        """Whether a module, or a parameter, is listed."""
+        listed = self.parameters if parameter else self.modules
+        return any(f".{name}".endswith(f".{end}") for end in listed)
 
     def scale_of(self, module: str) -> float:
         """What the module's product of factors is multiplied by."""
@@ -116,8 +125,22 @@ def read(file: Path) -> Fields:
         raise UserError(f"{file}: key 'lora_alpha': 0 leaves nothing of the adapter")
     if dropout >= 1:
         raise UserError(f"{file}: key 'lora_dropout': {dropout} must be below 1")
-    patterns = [_patterns(file, key, raw.get(key)) for key in ("rank_pattern", "alpha_pattern")]
-    return Fields(rank, alpha, dropout, rslora, *patterns)
+    ranks, alphas = (
+        _patterns(file, key, raw.get(key)) for key in ("rank_pattern", "alpha_pattern")
+    )
+    modules, parameters = (
+        _named(file, key, raw.get(key)) for key in ("target_modules", "target_parameters")
+    )
+    return Fields(rank, alpha, dropout, rslora, ranks, alphas, modules, parameters)
+
+
+def _named(file: Path, key: str, value: Any) -> tuple[str, ...]:
+    """The names of a list; none of a text, which is a pattern."""
+    if value is None or isinstance(value, str):
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{file}: key {key!r}: {value!r} is neither a text nor a list of texts")
+    return tuple(value)
 
 
 def _patterns(file: Path, key: str, value: Any) -> dict[str, Any]:
@@ -145,7 +168,8 @@ def chooses_layers(file: Path) -> bool:
     named = [raw.get("target_modules") or [], raw.get("target_parameters") or []]
     # A string is a pattern, which may mean anything; nothing is named where sinks are all there is.
     return not any(named) or any(
-        isinstance(names, str) or any("layers." in n for n in names) for names in named
+        isinstance(names, str) or any(re.search(r"(^|\.)\d+\.", name) for name in names)
+        for names in named
     )
 
 

@@ -276,12 +276,18 @@ def same_bytes(first, second, path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_packing_again_tells_what_it_costs(tmp_path, capsys):
-    peft.save(nano_adapter(), nano_config(), "nano", tmp_path / "adapter")
-    words = ["nano", str(tmp_path / "out"), "--to", "hf", "--adapter", str(tmp_path / "adapter")]
+@pytest.mark.parametrize("dense", [False, True], ids=["packed", "dense"])
+def test_packing_tells_what_it_costs(tmp_path, capsys, dense):
+    """Experts with factors; or all of a base that was not packed, whatever has factors."""
+    source, targets = "nano", ("gate_up", "down")
+    if dense:
+        source, targets = str(tmp_path / "dense"), ("q",)
+        assert convert.main(["nano", source, "--to", "hf-bf16"]) == 0
+    peft.save(nano_adapter(targets), nano_config(), "nano", tmp_path / "adapter")
+    words = [source, str(tmp_path / "out"), "--to", "hf", "--adapter", str(tmp_path / "adapter")]
     assert convert.main(words) == 0
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("packing the merged experts again: KL ")
+    assert line.startswith("packing the experts: KL ")
     assert 0 < float(line.split("KL ")[1].split(" ")[0]) < 1
 
 
@@ -290,8 +296,8 @@ def nano_config() -> Config:
     return load("nano", dtype="float32")[0].config
 
 
-def nano_adapter() -> Trained:
-    adapter = Adapter(rank=2, alpha=2.0, targets=("gate_up", "down"))
+def nano_adapter(targets: tuple[str, ...] = ("gate_up", "down")) -> Trained:
+    adapter = Adapter(rank=2, alpha=2.0, targets=targets)
     rng = np.random.default_rng(0)
     shapes = lora.trained_shapes(load("nano", dtype="float32")[0], adapter)
     values = {p: rng.normal(0, 0.02, shape).astype(np.float32) for p, shape in shapes.items()}
@@ -336,6 +342,16 @@ def add(name, shape):
         tensors = safetensors.numpy.load_file(folder / peft.WEIGHTS)
         tensors[f"base_model.model.{name}"] = np.zeros(shape, np.float32)
         safetensors.numpy.save_file(tensors, folder / peft.WEIGHTS)
+
+    return change
+
+
+def without(part):
+    def change(folder):
+        tensors = safetensors.numpy.load_file(folder / peft.WEIGHTS)
+        kept = {name: value for name, value in tensors.items() if part not in name}
+        assert len(kept) < len(tensors)
+        safetensors.numpy.save_file(kept, folder / peft.WEIGHTS)
 
     return change
 
@@ -386,6 +402,11 @@ def another(config):
         (edit(alpha_pattern={"q_proj": "x"}), "'alpha_pattern.q_proj': 'x' is no number from 0"),
         (edit(alpha_pattern=[1]), r"'alpha_pattern': \[1\] is no object"),
         (edit(r=[2]), r"'r': \[2\] is no whole number"),
+        (edit(target_modules=5), "'target_modules': 5 is neither a text nor a list of texts"),
+        (edit(target_parameters=[1]), r"'target_parameters': \[1\] is neither a text nor a list"),
+        (without("v_proj"), "no factors of self_attn.v_proj, which adapter_config.json names"),
+        (without("1.self_attn.v_proj"), r"no factors of self_attn.v_proj in layer 1 of"),
+        (without("mlp.experts.base_layer"), "(no factors of mlp.experts.gate_up_proj|do not fit)"),
         (edit(r=True), "'r': True is no whole number"),
         (edit(use_rslora="false"), "'use_rslora': 'false' is neither true nor false"),
         (edit(lora_alpha="much"), "'lora_alpha': 'much' is no number from 0"),
@@ -412,11 +433,32 @@ def test_an_adapter_of_fewer_layers(tmp_path):
     shallow = dataclasses.replace(CONFIG, num_layers=1, layer_types=())
     directory = tmp_path / "adapter"
     peft.save(trained(shallow, targets=("q", "unembedding")), shallow, "base", directory)
-    with pytest.raises(UserError, match="no factors in layer 1 of the model's 2: it is of another"):
+    with pytest.raises(
+        UserError, match=r"self_attn\.q_proj in layer 1 of the model's 2: it is of another"
+    ):
         peft.load(directory, CONFIG)
     config = json.loads((directory / peft.CONFIG).read_text())
     (directory / peft.CONFIG).write_text(json.dumps(config | {"layers_to_transform": [0]}))
     assert peft.load(directory, CONFIG).adapter.layers == (0,)
+
+
+def test_sinks_of_some_layers_beside_the_unembedding(tmp_path):
+    """Sinks are in a file of ours, so that PEFT's config cannot say in which layers."""
+    given = trained(targets=("sinks", "unembedding"), layers=(1,))
+    peft.save(given, CONFIG, "base", tmp_path / "adapter")
+    found = peft.load(tmp_path / "adapter", CONFIG)
+    assert found.values.keys() == given.values.keys()
+
+
+def test_names_that_begin_with_a_layer_s_number_choose_layers(tmp_path):
+    """PEFT takes modules whose names end so."""
+    directory = tmp_path / "adapter"
+    peft.save(trained(targets=("gate_up",), layers=(1,)), CONFIG, "base", directory)
+    config = json.loads((directory / peft.CONFIG).read_text())
+    names = [name.removeprefix("model.layers.") for name in config["target_parameters"]]
+    assert names == ["1.mlp.experts.gate_up_proj"]
+    (directory / peft.CONFIG).write_text(json.dumps(config | {"target_parameters": names}))
+    assert peft.load(directory, CONFIG).adapter.layers == (1,)
 
 
 def test_an_adapter_of_more_layers(tmp_path):
