@@ -8,8 +8,9 @@ Compiled for one v5e chip of 15.75 GiB, 15.07 are held: 12.82 the packed weights
 0.70 Adam's moments, 1.20 activations and the rest (`python -m gptoss_jax.plan --task train --config
 configs/lora_20b.py --model 20b --topology v5e:1x1`). With rank 16, `--config.lora.rank=16`: one v6e
 holds 18.88 GiB of 31.24 at 8,192 tokens, one H100 33.44 of 75.15 at 16,384
-(`--config.data.sequence_length`). On one chip there is no mesh; over
-several, rows go over `fsdp`. It has run on none, so no time is known.
+(`--config.data.sequence_length`). On one chip there is no mesh; over several, rows go over `fsdp`
+if there are as many (`--config.batch_size=8 --mesh fsdp=8`), experts over `expert`. It has run on
+none, so no time is known.
 
     python -m gptoss_jax.train --config configs/lora_20b.py --workdir runs/mine \
       --config.base=~/gpt-oss-20b --config.data.paths=chats.jsonl
