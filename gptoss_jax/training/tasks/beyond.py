@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from random import Random
 
-from gptoss_jax.training.tasks.phrasing import ask, casual
+from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
 from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, word
 
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "last")
-# Each {} is a number of one to four digits, {d} one with decimals, {w} one in words.
+# Each {} is a number of one to four digits, {d} one with decimals, {w} one in words, {l} one of
+# five digits or more, {p} one of two to four, {c} one with a comma.
 _SUMS = (
     ("{} / {}", "{} ÷ {}", "{}/{}", "{} : {}", "{} % {}", "{} mod {}"),
     ("{} divided by {}", "the remainder of {} divided by {}", "{} over {}", "half of {}"),
@@ -23,6 +24,16 @@ _SUMS = (
     ("the average of {} and {}", "the larger of {} and {}", "the maximum of {}, {} and {}"),
     ("the factors of {}", "the next prime after {}", "the number after {}", "{} in binary"),
     ("{} in words", "{} in Roman numerals", "{} rounded to the nearest ten", "{} dollars in euros"),
+    ("{c} + {}", "{} + {c}", "{c} - {}", "{c} plus {c}", "{c} minus {}", "{} times {c}"),
+)
+_ORDERS = (
+    *("Add {}, {} and {}", "Add {} and {} and {}", "Sum of {}, {} and {}", "Add {}, {}, {} and {}"),
+    *("Divide {} by {}", "Divide {} by {}", "Split {} by {}", "Halve {}", "Square {}", "Negate {}"),
+    *("Multiply {p} by {p}", "Multiply {p} and {p}", "Multiply {}, {} and {}", "Factor {}"),
+    *("Add {l} and {}", "Add {} to {l}", "Subtract {} from {l}", "Subtract {l} from {l}"),
+    *("Subtract {} and {} from {}", "Add {d} and {}", "Subtract {d} from {}", "Multiply {d} by {}"),
+    *("Take the square root of {}", "Add {w} and {w}", "Add {} and {w}", "Subtract {w} from {}"),
+    *("{l} less than {l}", "Product of {p} and {p}", "Half of {}", "What is {} out of {}?"),
 )
 _COUNTED = (
     "{name} has {} {thing}s and buys {} more. How many {thing}s are there now?",
@@ -67,26 +78,34 @@ _WORDS = (
 )
 
 
-def hard_sum(rng: Random) -> str:
-    """A question for arithmetic beyond nano's: too long, too many terms, or of another kind."""
+def hard_sum(rng: Random) -> tuple[str, str]:
+    """A question for arithmetic beyond nano's: too long, too many terms, or of another kind.
+
+    Returns:
+      The question, and what it asks for without the frame it is asked in.
+    """
     draw = rng.random()
-    if draw < 0.2:
-        return _asked(rng, _long(rng))
-    if draw < 0.4:
-        return _asked(rng, _many_terms(rng))
-    if draw < 0.55:
-        return _asked(rng, _wide_product(rng))
-    if draw < 0.85:
-        return _asked(rng, _filled(rng, rng.choice(rng.choice(_SUMS))))
-    return casual(rng, _filled(rng, rng.choice(_COUNTED)))
+    if draw < 0.75:
+        if draw < 0.16:
+            sum_ = _long(rng)
+        elif draw < 0.32:
+            sum_ = _many_terms(rng)
+        elif draw < 0.44:
+            sum_ = _wide_product(rng)
+        else:
+            sum_ = _filled(rng, rng.choice(rng.choice(_SUMS)))
+        return spoken(rng, _asked(rng, sum_)), sum_
+    core = _filled(rng, rng.choice(_ORDERS if draw < 0.88 else _COUNTED))
+    return spoken(rng, casual(rng, core)), core
 
 
-def word_game(rng: Random) -> str:
-    """A question about a word's letters that is none of reversing, sorting and counting."""
+def word_game(rng: Random) -> tuple[str, str]:
+    """As `hard_sum`, about a word's letters: none of reversing, sorting and counting them."""
     form = rng.choice(_WORDS)
     form = form.replace("{nth}", rng.choice(_ORDINALS))
     form = form.replace("{letter}", rng.choice("abcdefghijklmnopqrstuvwxyz"))
-    return casual(rng, form.format(*(word(rng) for _ in range(form.count("{}")))))
+    core = form.format(*(word(rng) for _ in range(form.count("{}"))))
+    return spoken(rng, casual(rng, core)), core
 
 
 def _asked(rng: Random, sum_: str) -> str:
@@ -135,6 +154,9 @@ def _filled(rng: Random, form: str) -> str:
         "{}": lambda: str(_number(rng, rng.choice((1, 1, 2, 2, 3, 4)))),
         "{d}": lambda: f"{rng.randrange(100)}.{rng.randrange(1, 100)}",
         "{w}": lambda: rng.choice(_SMALL),
+        "{l}": lambda: str(_number(rng, rng.choice((5, 5, 6)))),
+        "{p}": lambda: str(_number(rng, rng.choice((2, 2, 3, 4)))),
+        "{c}": lambda: f"{_number(rng, rng.choice((4, 4, 5))):,}",
     }
     thing = rng.choice(NOUNS)
     out = form.replace("{thing}", thing).replace("{name}", rng.choice(NAMES))
