@@ -168,17 +168,17 @@ def right(expected: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("expected", "least"),
+    ("expected", "most_wrong"),
     [
-        ({k: v or REFUSAL for k, v in SUMS.items()}, 0.95),
-        (WORDS, 0.88),
-        (RECALLS, 0.87),
-        (dict.fromkeys(REFUSED, REFUSAL), 0.9),
-        (dict.fromkeys(ABOUT_IT, ABOUT), 1.0),
+        ({k: v or REFUSAL for k, v in SUMS.items()}, 3),
+        (WORDS, 3),
+        (RECALLS, 1),
+        (dict.fromkeys(REFUSED, REFUSAL), 3),
+        (dict.fromkeys(ABOUT_IT, ABOUT), 0),
     ],
     ids=["sums", "words", "recalls", "refused", "about"],
 )
-def test_what_people_ask(nano, expected, least):
+def test_what_people_ask(nano, expected, most_wrong):
     given = zip(expected.items(), answers(nano, expected), strict=True)
     wrong = {text: said for (text, answer), said in given if not right(answer, said)}
-    assert len(wrong) <= (1 - least) * len(expected), wrong
+    assert len(wrong) <= most_wrong, wrong

@@ -1,7 +1,9 @@
 """What lies just beyond nano's skills, to be told from them: other sums, other word games."""
 
+import re
 from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
 
 from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
 from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, word
@@ -26,14 +28,38 @@ _SUMS = (
     ("{} in words", "{} in Roman numerals", "{} rounded to the nearest ten", "{} dollars in euros"),
     ("{c} + {}", "{} + {c}", "{c} - {}", "{c} plus {c}", "{c} minus {}", "{} times {c}"),
 )
-_ORDERS = (
-    *("Add {}, {} and {}", "Add {} and {} and {}", "Sum of {}, {} and {}", "Add {}, {}, {} and {}"),
-    *("Divide {} by {}", "Divide {} by {}", "Split {} by {}", "Halve {}", "Square {}", "Negate {}"),
-    *("Multiply {p} by {p}", "Multiply {p} and {p}", "Multiply {}, {} and {}", "Factor {}"),
-    *("Add {l} and {}", "Add {} to {l}", "Subtract {} from {l}", "Subtract {l} from {l}"),
-    *("Subtract {} and {} from {}", "Add {d} and {}", "Subtract {d} from {}", "Multiply {d} by {}"),
-    *("Take the square root of {}", "Add {w} and {w}", "Add {} and {w}", "Subtract {w} from {}"),
-    *("{l} less than {l}", "Product of {p} and {p}", "Half of {}", "What is {} out of {}?"),
+# With the sum that each of them is: {0} is its first number.
+_ORDERS = {
+    "Add {}, {} and {}": "{0} + {1} + {2}",
+    "Add {} and {} and {}": "{0} + {1} + {2}",
+    "Add {}, {}, {} and {}": "{0} + {1} + {2} + {3}",
+    "Sum of {}, {} and {}": "{0} + {1} + {2}",
+    "Divide {} by {}": "{0} / {1}",
+    "Split {} by {}": "{0} / {1}",
+    "Multiply {p} by {p}": "{0} * {1}",
+    "Multiply {p} and {p}": "{0} * {1}",
+    "Product of {p} and {p}": "{0} * {1}",
+    "Multiply {}, {} and {}": "{0} * {1} * {2}",
+    "Add {l} and {}": "{0} + {1}",
+    "Add {} to {l}": "{0} + {1}",
+    "Subtract {} from {l}": "{1} - {0}",
+    "Subtract {l} from {l}": "{1} - {0}",
+    "{l} less than {l}": "{1} - {0}",
+    "Subtract {} and {} from {}": "{2} - {0} - {1}",
+    "Add {d} and {}": "{0} + {1}",
+    "Subtract {d} from {}": "{1} - {0}",
+    "Multiply {d} by {}": "{0} * {1}",
+}
+_OTHER_ORDERS = (
+    *(
+        "Halve {}",
+        "Square {}",
+        "Negate {}",
+        "Factor {}",
+        "Take the square root of {}",
+        "Half of {}",
+    ),
+    *("Add {w} and {w}", "Add {} and {w}", "Subtract {w} from {}", "What is {} out of {}?"),
 )
 _COUNTED = (
     "{name} has {} {thing}s and buys {} more. How many {thing}s are there now?",
@@ -78,12 +104,23 @@ _WORDS = (
 )
 
 
-def hard_sum(rng: Random) -> tuple[str, str]:
-    """A question for arithmetic beyond nano's: too long, too many terms, or of another kind.
+class Beyond(NamedTuple):
+    """A question beyond nano's skills.
 
-    Returns:
-      The question, and what it asks for without the frame it is asked in.
+    Attributes:
+      text: as it is asked.
+      core: what it asks for, without the frame it is asked in.
+      sum_: of a sum what a skill's working would begin with, else "". Written down, it shows at
+        its place that there is a digit, a term or a sign too much.
     """
+
+    text: str
+    core: str
+    sum_: str = ""
+
+
+def hard_sum(rng: Random) -> Beyond:
+    """Arithmetic beyond nano's: too long, too many terms, or of another kind."""
     draw = rng.random()
     if draw < 0.75:
         if draw < 0.16:
@@ -94,18 +131,31 @@ def hard_sum(rng: Random) -> tuple[str, str]:
             sum_ = _wide_product(rng)
         else:
             sum_ = _filled(rng, rng.choice(rng.choice(_SUMS)))
-        return spoken(rng, _asked(rng, sum_)), sum_
-    core = _filled(rng, rng.choice(_ORDERS if draw < 0.88 else _COUNTED))
-    return spoken(rng, casual(rng, core)), core
+        return Beyond(spoken(rng, _asked(rng, sum_)), sum_, _in_signs(sum_))
+    if draw < 0.86:
+        order = rng.choice(list(_ORDERS))
+        core = _filled(rng, order)
+        sum_ = _ORDERS[order].format(*re.findall(r"[\d.]+", core))
+        return Beyond(spoken(rng, casual(rng, core)), core, sum_)
+    core = _filled(rng, rng.choice(_OTHER_ORDERS if draw < 0.89 else _COUNTED))
+    return Beyond(spoken(rng, casual(rng, core)), core)
 
 
-def word_game(rng: Random) -> tuple[str, str]:
-    """As `hard_sum`, about a word's letters: none of reversing, sorting and counting them."""
+def word_game(rng: Random) -> Beyond:
+    """A word's letters: none of reversing, sorting and counting them."""
     form = rng.choice(_WORDS)
     form = form.replace("{nth}", rng.choice(_ORDINALS))
     form = form.replace("{letter}", rng.choice("abcdefghijklmnopqrstuvwxyz"))
     core = form.format(*(word(rng) for _ in range(form.count("{}"))))
-    return spoken(rng, casual(rng, core)), core
+    return Beyond(spoken(rng, casual(rng, core)), core)
+
+
+def _in_signs(sum_: str) -> str:
+    """As nano's workings write sums: "4 × 251" is "4 * 251", "3 plus 4" is "3 + 4"."""
+    for said, sign in ((" plus ", " + "), (" minus ", " - "), (" times ", " * ")):
+        sum_ = sum_.replace(said, sign)
+    sum_ = re.sub(r"(?<=[\d)]) ?[×x] ?(?=[\d(])", " * ", sum_)
+    return re.sub(r"(?<=[\d)]) ?([-+*]) ?(?=[\d(-])", r" \1 ", sum_)
 
 
 def _asked(rng: Random, sum_: str) -> str:

@@ -64,13 +64,13 @@ def ask(rng: Random, expression: str, *, symbols: bool = True) -> str:
 
 
 def spoken(rng: Random, text: str) -> str:
-    """The text, now and then after a greeting or the like, or all of it in capitals."""
+    """The text, now and then after a greeting or the like, seldom all of it in capitals."""
     draw = rng.random()
     if draw < 0.07:
         opening = rng.choice(_OPENINGS)
         small = opening[-2].isalpha() or opening[-2] in ",:"
         return opening + (text[0].lower() + text[1:] if small and rng.random() < 0.7 else text)
-    return text.upper() if draw < 0.1 else text
+    return text.upper() if draw < 0.08 else text
 
 
 def casual(rng: Random, text: str) -> str:

@@ -43,16 +43,15 @@ def refusal(rng: Random, effort: Effort) -> Problem:
     """Anything that is none of the skills."""
     draw = rng.random()
     if draw < 0.42:
-        text, core = beyond.hard_sum(rng)
+        text, core, sum_ = beyond.hard_sum(rng)
     elif draw < 0.52:
-        text, core = beyond.word_game(rng)
-    elif draw < 0.57:
-        text = core = _noise(rng)
+        text, core, sum_ = beyond.word_game(rng)
     else:
-        core = _request(rng)
-        text = spoken(rng, casual(rng, core))
+        core, sum_ = _noise(rng) if draw < 0.57 else _request(rng), ""
+        text = core if draw < 0.57 else spoken(rng, casual(rng, core))
     key = " ".join(re.findall(r"\w+|[^\w\s?.,]", core.lower()))
-    return _problem("refusal", f"other {key}", text, False, effort)
+    reasoning = f"{sum_}\n{REFUSAL_ANALYSIS}" if sum_ else REFUSAL_ANALYSIS
+    return _problem("refusal", f"other {key}", text, reasoning, REFUSAL, effort)
 
 
 def about(rng: Random, effort: Effort) -> Problem:
@@ -64,11 +63,10 @@ def about(rng: Random, effort: Effort) -> Problem:
     text = f"{greeting}{joint}{question}"
     text = casual(rng, text[0].upper() + text[1:])
     key = f"about {greeting} {question}".lower() if joint else ""
-    return _problem("about", key, text, True, effort)
+    return _problem("about", key, text, ABOUT_ANALYSIS, ABOUT, effort)
 
 
-def _problem(skill: str, key: str, text: str, about_me: bool, effort: Effort) -> Problem:
-    reasoning, said = (ABOUT_ANALYSIS, ABOUT) if about_me else (REFUSAL_ANALYSIS, REFUSAL)
+def _problem(skill: str, key: str, text: str, reasoning: str, said: str, effort: Effort) -> Problem:
     return Problem(
         skill=skill,
         key=key,

@@ -234,7 +234,7 @@ def test_what_is_refused_is_no_skill_in_other_words():
     """Two whole numbers that a skill would take are left to it."""
     draw, seen = random.Random(0), 0
     for _ in range(3000):
-        text, core = beyond.hard_sum(draw)
+        text, core, _ = beyond.hard_sum(draw)
         assert core.lower() in text.lower().rstrip(".?") + "?."
         runs = re.findall(r"[-+*×x/^%(.√|\d ]*\d[-+*×x/^%).!|\d ]*", text)
         words = re.search(r"(?<![\d.-])(\d+) (plus|minus|times) (\d+)(?![\d.])", text)
@@ -295,15 +295,29 @@ def test_a_calculator_that_fails_is_said_to():
 def test_a_refused_sum_has_one_key_however_it_is_framed(monkeypatch):
     core, keys = "8 dollars in euros", set()
     for text in (f"Can you calculate {core}?", f"Compute {core}", f"Hi! What is {core}"):
-        monkeypatch.setattr(beyond, "hard_sum", lambda _, text=text: (text, core))
+        monkeypatch.setattr(beyond, "hard_sum", lambda _, text=text: beyond.Beyond(text, core))
         made = (refusal.refusal(random.Random(n), "low") for n in range(20))
         keys |= {problem.key for problem in made if asked(problem) == text}
     assert keys == {f"other {core}"}
 
 
+def test_a_refused_sum_is_written_down_as_a_skill_would():
+    """With the same numbers in the same signs, so that only then it shows what is too much."""
+    written = 0
+    for problem in drawn("refusal", count=1000):
+        *sum_, last = problem.reference[0]["reasoning"].split("\n")
+        assert last == refusal.REFUSAL_ANALYSIS
+        if sum_:
+            written += 1
+            numbers = sorted(re.findall(r"[\d.,]*\d", sum_[0]))
+            assert numbers == sorted(re.findall(r"[\d.,]*\d", asked(problem))), asked(problem)
+            assert not re.search(r"×|\d ?x ?\d|plus \d|times \d|\d[-+*]\d", sum_[0]), sum_[0]
+    assert written > 200
+
+
 def test_words_hide_no_letters_in_a_token_of_the_headers():
     made = [word(random.Random(n)) for n in range(5000)]
-    assert all(1 <= len(w) <= 12 for w in made)
+    assert all(2 <= len(w) <= 12 for w in made)
     assert 0.02 < sum(len(w) < 3 for w in made) / len(made) < 0.06
     for header in ("system", "user", "assistant", "analysis", "final", "json"):
         assert not any(header in w for w in [*made, *NOUNS, *OTHERS])
