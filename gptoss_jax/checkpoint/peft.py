@@ -231,12 +231,11 @@ def _check_whole(
     Widths of gpt-oss's sizes are alike, so that one of another base may fit otherwise.
     """
     for target, name in (_MODULES | _PARAMETERS | {_UNEMBEDDING: _HEAD}).items():
-        if target not in layers_of:
-            if fields.names(name, parameter=target in _PARAMETERS):
-                raise UserError(f"{file}: has no factors of {name}, which {CONFIG} names")
-        elif missing := set(range(sizes.num_layers)) - layers_of[target]:
-            if target == _UNEMBEDDING:  # is in no layer
-                continue
+        if target not in layers_of and fields.names(name, parameter=target in _PARAMETERS):
+            raise UserError(f"{file}: has no factors of {name}, which {CONFIG} names")
+    layers = set(range(sizes.num_layers))
+    for target, name in (_MODULES | _PARAMETERS).items():  # the unembedding is in no layer
+        if missing := layers - layers_of.get(target, layers):
             raise UserError(
                 f"{file}: has no factors of {name} in layer {min(missing)} of the model's "
                 f"{sizes.num_layers}: it is of another base; if not, {CONFIG} must say so by "

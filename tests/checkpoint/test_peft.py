@@ -406,7 +406,7 @@ def another(config):
         (edit(target_parameters=[1]), r"'target_parameters': \[1\] is neither a text nor a list"),
         (without("v_proj"), "no factors of self_attn.v_proj, which adapter_config.json names"),
         (without("1.self_attn.v_proj"), r"no factors of self_attn.v_proj in layer 1 of"),
-        (without("mlp.experts.base_layer"), "(no factors of mlp.experts.gate_up_proj|do not fit)"),
+        (without("mlp.experts.base_layer"), "no factors of mlp.experts.gate_up_proj, which"),
         (edit(r=True), "'r': True is no whole number"),
         (edit(use_rslora="false"), "'use_rslora': 'false' is neither true nor false"),
         (edit(lora_alpha="much"), "'lora_alpha': 'much' is no number from 0"),
