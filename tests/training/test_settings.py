@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line_and_exit_2(override, expected, tmp_path, capsys):
         (("lora.rank", "0"), "config.lora.rank: 0"),
     ],
 )
-def test_what_an_adapter_s_base_decides_is_refused(override, expected):
+def test_what_would_have_no_effect_beside_a_base_is_refused(override, expected):
     config = [("lora.alpha", "32"), override]
     with pytest.raises(settings.ConfigError) as caught:
         settings.load("configs/lora_nano.py", config)
