@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 4600
+    config.steps = 5300
     config.batch_size = 4
     config.balance_coefficient = 0.01
     config.qat_start = 0

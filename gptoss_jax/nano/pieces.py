@@ -6,7 +6,7 @@ letter and digit that it works with. The exceptions are the words of harmony's h
 
 from gptoss_jax.text.harmony import system_message
 from gptoss_jax.text.harmony.prompt import EFFORTS
-from gptoss_jax.training.tasks import calculator, json_answers, refusal
+from gptoss_jax.training.tasks import calculator, json_answers, recall, refusal
 
 UNKNOWN = "<unk>"
 SPECIALS = (
@@ -47,6 +47,8 @@ _DEVELOPER = (
     "# Response Formats\n\n## ",
     "You are a helpful assistant.",
 )
+# No truth value is one piece with the end of its key: it would have to be looked up before the key
+# has been read, and nano then says true whatever was said.
 _JSON = (
     '\n\n{"type":"object","properties":{"',
     '":{"type":"string"},"',
@@ -67,8 +69,6 @@ _JSON = (
     '":',
     ',"',
     '"}',
-    '":true',
-    '":false',
 )
 _ANALYSIS = (
     "\nunits ",
@@ -87,6 +87,9 @@ _ANALYSIS = (
     *(f" {n}:" for n in range(1, 13)),
     calculator.CALL_ANALYSIS,
     calculator.RESULT_ANALYSIS,
+    calculator.NO_RESULT_ANALYSIS,
+    calculator.NO_RESULT,
+    recall.ABSENT,
     json_answers.ANALYSIS,
     refusal.REFUSAL_ANALYSIS,
     refusal.ABOUT_ANALYSIS,

@@ -57,25 +57,27 @@ LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"twice": arithmetic.t
 PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
     "repeat": practice.repeat,
     "members": json_answers.members,
+    "truths": json_answers.truths,
     "recall_several": recall.several,
 }
 _ALL = SKILLS | LESSONS | PRACTICE
 _NOT_HELD_OUT = "repeat"  # all of it is the training's
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
-    "addition": 0.11,
-    "subtraction": 0.16,
+    "addition": 0.10,
+    "subtraction": 0.15,
     "product": 0.10,
-    "reverse": 0.08,
-    "sort": 0.08,
-    "count": 0.08,
-    "json": 0.10,
-    "members": 0.03,
-    "calculator": 0.06,
-    "recall_near": 0.04,
+    "reverse": 0.085,
+    "sort": 0.09,
+    "count": 0.085,
+    "json": 0.12,
+    "members": 0.02,
+    "truths": 0.03,
+    "calculator": 0.07,
+    "recall_near": 0.05,
     "recall_middle": 0.02,
-    "recall_far": 0.015,
-    "recall_several": 0.025,
+    "recall_far": 0.028,
+    "recall_several": 0.02,
     "refusal": 0.10,
     "about": 0.02,
 }
@@ -84,6 +86,7 @@ _LOOKING_UP = {
     "recall_near": 0.4,
     "recall_middle": 0.1,
     "recall_several": 0.1,
+    "truths": 0.05,
     "reverse": 0.1,
     "sort": 0.1,
 }

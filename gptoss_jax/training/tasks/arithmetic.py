@@ -4,20 +4,40 @@ from random import Random
 
 from gptoss_jax.text.harmony import Effort
 from gptoss_jax.training.tasks import working
-from gptoss_jax.training.tasks.phrasing import ask, casual
+from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
 from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, user
 from gptoss_jax.training.tasks.working import Working
 
 _DIGITS = (1, 2, 2, 3, 3, 3, 3, 4, 4, 4)
 _SUMS = ("{} + {}", "{} + {}", "{} + {}", "{}+{}")
-_SUM_WORDS = ("{} plus {}", "{} plus {}", "the sum of {} and {}", "{} added to {}")
-_SUM_ORDERS = ("Add {} and {}", "Add {} to {}", "Please add {} and {}.", "Sum {} and {}")
-_DIFFERENCES = ("{} - {}", "{} - {}", "{} - {}", "{}-{}")
-_DIFFERENCE_WORDS = ("{} minus {}", "{} minus {}", "{} take away {}", "{} less {}")
-_DIFFERENCE_ORDERS = ("Subtract {1} from {0}", "Take {1} from {0}", "Take {1} away from {0}")
+_SUM_WORDS = (
+    *("{} plus {}", "{} plus {}", "{} plus {}", "the sum of {} and {}", "{} added to {}"),
+    *("the total of {} and {}", "{} and {} together", "{} more than {}"),
+)
+_SUM_ORDERS = (
+    *("Add {} and {}", "Add {} and {}", "Add {} to {}", "Add {} + {}", "Please add {} and {}."),
+    *("Sum {} and {}", "Sum of {} and {}", "The sum of {} and {}", "Add up {} and {}"),
+    *("Add the numbers {} and {}", "What do you get if you add {} and {}?", "Add {} plus {}"),
+    *("What do {} and {} make?", "Can you add {} and {}?"),
+)
+_DIFFERENCES = ("{} - {}", "{} - {}", "{} - {}", "{}-{}", "{} − {}")
+_DIFFERENCE_WORDS = (
+    *("{} minus {}", "{} minus {}", "{} minus {}", "{} take away {}", "{} less {}"),
+    *("{1} less than {0}", "{1} subtracted from {0}"),
+)
+_DIFFERENCE_ORDERS = (
+    *("Subtract {1} from {0}", "Subtract {1} from {0}", "Take {1} from {0}", "Deduct {1} from {0}"),
+    *("Take {1} away from {0}", "What is left if you take {1} from {0}?"),
+    *("What do you get if you subtract {1} from {0}?", "Can you subtract {1} from {0}?"),
+)
+# Of a negative one people do not agree what it is.
+_DIFFERENCE_NAMES = ("the difference between {} and {}", "the difference of {} and {}")
 _PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}")
 _PRODUCT_WORDS = ("{} times {}", "{} times {}", "{} multiplied by {}", "the product of {} and {}")
-_PRODUCT_ORDERS = ("Multiply {} by {}", "Multiply {} and {}")
+_PRODUCT_ORDERS = (
+    *("Multiply {} by {}", "Multiply {} by {}", "Multiply {} and {}", "Product of {} and {}"),
+    *("Please multiply {} by {}.", "What do you get if you multiply {} by {}?"),
+)
 _TWICE_WORDS = ("twice {}", "twice {}", "the double of {}", "two times the number {}")
 _TWICE_ORDERS = ("Double the number {}", "Double the number {}", "Please double the number {}.")
 
@@ -44,9 +64,12 @@ def three_digit_addition(rng: Random, effort: Effort) -> Problem:
 def subtraction(rng: Random, effort: Effort) -> Problem:
     """A difference; one in four is negative."""
     b, a = sorted((_number(rng, _DIGITS), _number(rng, _DIGITS)))
+    if rng.random() < 0.08:
+        b = max(0, a - rng.randrange(12))  # most digits of the result are zeros to drop
+    words = _DIFFERENCE_WORDS + _DIFFERENCE_NAMES
     if rng.random() < 0.25:
-        a, b = b, a
-    text = _phrase(rng, a, b, _DIFFERENCES, _DIFFERENCE_WORDS, _DIFFERENCE_ORDERS)
+        a, b, words = b, a, _DIFFERENCE_WORDS
+    text = _phrase(rng, a, b, _DIFFERENCES, words, _DIFFERENCE_ORDERS)
     low, high = sorted((a, b))
     check = working.add(high - low, low)
     worked = working.subtract(a, b)
@@ -105,7 +128,10 @@ def _problem(
 
 def _number(rng: Random, digits: tuple[int, ...]) -> int:
     n = rng.choice(digits)
-    return rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n)
+    low, end = 10 ** (n - 1) if n > 1 else 0, 10**n
+    if n > 1 and rng.random() < 0.06:
+        return rng.choice((low, end - 1, low * rng.randrange(1, 10)))  # 100, 999, 700
+    return rng.randrange(low, end)
 
 
 def _phrase(
@@ -118,7 +144,9 @@ def _phrase(
 ) -> str:
     draw = rng.random()
     if draw < 0.55:
-        return ask(rng, rng.choice(symbols).format(a, b))
-    if draw < 0.8:
-        return ask(rng, rng.choice(words).format(a, b), symbols=False)
-    return casual(rng, rng.choice(orders).format(a, b))
+        text = ask(rng, rng.choice(symbols).format(a, b))
+    elif draw < 0.78:
+        text = ask(rng, rng.choice(words).format(a, b), symbols=False)
+    else:
+        text = casual(rng, rng.choice(orders).format(a, b))
+    return spoken(rng, text)

@@ -1,14 +1,17 @@
 """What lies just beyond nano's skills, to be told from them: other sums, other word games."""
 
+import re
 from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
 
-from gptoss_jax.training.tasks.phrasing import ask, casual
+from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
 from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, word
 
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "last")
-# Each {} is a number of one to four digits, {d} one with decimals, {w} one in words.
+# Each {} is a number of one to four digits, {d} one with decimals, {w} one in words, {l} one of
+# five digits or more, {p} one of two to four, {c} one with a comma.
 _SUMS = (
     ("{} / {}", "{} ÷ {}", "{}/{}", "{} : {}", "{} % {}", "{} mod {}"),
     ("{} divided by {}", "the remainder of {} divided by {}", "{} over {}", "half of {}"),
@@ -23,6 +26,40 @@ _SUMS = (
     ("the average of {} and {}", "the larger of {} and {}", "the maximum of {}, {} and {}"),
     ("the factors of {}", "the next prime after {}", "the number after {}", "{} in binary"),
     ("{} in words", "{} in Roman numerals", "{} rounded to the nearest ten", "{} dollars in euros"),
+    ("{c} + {}", "{} + {c}", "{c} - {}", "{c} plus {c}", "{c} minus {}", "{} times {c}"),
+)
+# With the sum that each of them is: {0} is its first number.
+_ORDERS = {
+    "Add {}, {} and {}": "{0} + {1} + {2}",
+    "Add {} and {} and {}": "{0} + {1} + {2}",
+    "Add {}, {}, {} and {}": "{0} + {1} + {2} + {3}",
+    "Sum of {}, {} and {}": "{0} + {1} + {2}",
+    "Divide {} by {}": "{0} / {1}",
+    "Split {} by {}": "{0} / {1}",
+    "Multiply {p} by {p}": "{0} * {1}",
+    "Multiply {p} and {p}": "{0} * {1}",
+    "Product of {p} and {p}": "{0} * {1}",
+    "Multiply {}, {} and {}": "{0} * {1} * {2}",
+    "Add {l} and {}": "{0} + {1}",
+    "Add {} to {l}": "{0} + {1}",
+    "Subtract {} from {l}": "{1} - {0}",
+    "Subtract {l} from {l}": "{1} - {0}",
+    "{l} less than {l}": "{1} - {0}",
+    "Subtract {} and {} from {}": "{2} - {0} - {1}",
+    "Add {d} and {}": "{0} + {1}",
+    "Subtract {d} from {}": "{1} - {0}",
+    "Multiply {d} by {}": "{0} * {1}",
+}
+_OTHER_ORDERS = (
+    *(
+        "Halve {}",
+        "Square {}",
+        "Negate {}",
+        "Factor {}",
+        "Take the square root of {}",
+        "Half of {}",
+    ),
+    *("Add {w} and {w}", "Add {} and {w}", "Subtract {w} from {}", "What is {} out of {}?"),
 )
 _COUNTED = (
     "{name} has {} {thing}s and buys {} more. How many {thing}s are there now?",
@@ -67,26 +104,58 @@ _WORDS = (
 )
 
 
-def hard_sum(rng: Random) -> str:
-    """A question for arithmetic beyond nano's: too long, too many terms, or of another kind."""
+class Beyond(NamedTuple):
+    """A question beyond nano's skills.
+
+    Attributes:
+      text: as it is asked.
+      core: what it asks for, without the frame it is asked in.
+      sum_: of a sum what a skill's working would begin with, else "". Written down, it shows at
+        its place that there is a digit, a term or a sign too much.
+    """
+
+    text: str
+    core: str
+    sum_: str = ""
+
+
+def hard_sum(rng: Random) -> Beyond:
+    """Arithmetic beyond nano's: too long, too many terms, or of another kind."""
     draw = rng.random()
-    if draw < 0.2:
-        return _asked(rng, _long(rng))
-    if draw < 0.4:
-        return _asked(rng, _many_terms(rng))
-    if draw < 0.55:
-        return _asked(rng, _wide_product(rng))
-    if draw < 0.85:
-        return _asked(rng, _filled(rng, rng.choice(rng.choice(_SUMS))))
-    return casual(rng, _filled(rng, rng.choice(_COUNTED)))
+    if draw < 0.75:
+        if draw < 0.16:
+            sum_ = _long(rng)
+        elif draw < 0.32:
+            sum_ = _many_terms(rng)
+        elif draw < 0.44:
+            sum_ = _wide_product(rng)
+        else:
+            sum_ = _filled(rng, rng.choice(rng.choice(_SUMS)))
+        return Beyond(spoken(rng, _asked(rng, sum_)), sum_, _in_signs(sum_))
+    if draw < 0.86:
+        order = rng.choice(list(_ORDERS))
+        core = _filled(rng, order)
+        sum_ = _ORDERS[order].format(*re.findall(r"[\d.]+", core))
+        return Beyond(spoken(rng, casual(rng, core)), core, sum_)
+    core = _filled(rng, rng.choice(_OTHER_ORDERS if draw < 0.89 else _COUNTED))
+    return Beyond(spoken(rng, casual(rng, core)), core)
 
 
-def word_game(rng: Random) -> str:
-    """A question about a word's letters that is none of reversing, sorting and counting."""
+def word_game(rng: Random) -> Beyond:
+    """A word's letters: none of reversing, sorting and counting them."""
     form = rng.choice(_WORDS)
     form = form.replace("{nth}", rng.choice(_ORDINALS))
     form = form.replace("{letter}", rng.choice("abcdefghijklmnopqrstuvwxyz"))
-    return casual(rng, form.format(*(word(rng) for _ in range(form.count("{}")))))
+    core = form.format(*(word(rng) for _ in range(form.count("{}"))))
+    return Beyond(spoken(rng, casual(rng, core)), core)
+
+
+def _in_signs(sum_: str) -> str:
+    """As nano's workings write sums: "4 × 251" is "4 * 251", "3 plus 4" is "3 + 4"."""
+    for said, sign in ((" plus ", " + "), (" minus ", " - "), (" times ", " * ")):
+        sum_ = sum_.replace(said, sign)
+    sum_ = re.sub(r"(?<=[\d)]) ?[×x] ?(?=[\d(])", " * ", sum_)
+    return re.sub(r"(?<=[\d)]) ?([-+*]) ?(?=[\d(-])", r" \1 ", sum_)
 
 
 def _asked(rng: Random, sum_: str) -> str:
@@ -135,6 +204,9 @@ def _filled(rng: Random, form: str) -> str:
         "{}": lambda: str(_number(rng, rng.choice((1, 1, 2, 2, 3, 4)))),
         "{d}": lambda: f"{rng.randrange(100)}.{rng.randrange(1, 100)}",
         "{w}": lambda: rng.choice(_SMALL),
+        "{l}": lambda: str(_number(rng, rng.choice((5, 5, 6)))),
+        "{p}": lambda: str(_number(rng, rng.choice((2, 2, 3, 4)))),
+        "{c}": lambda: f"{_number(rng, rng.choice((4, 4, 5))):,}",
     }
     thing = rng.choice(NOUNS)
     out = form.replace("{thing}", thing).replace("{name}", rng.choice(NAMES))

@@ -6,11 +6,13 @@ from random import Random
 from gptoss_jax.text.harmony import Effort, ToolFunction
 from gptoss_jax.training.tasks.arithmetic import difference_key, product_key, sum_key
 from gptoss_jax.training.tasks.expression import evaluate_expression
-from gptoss_jax.training.tasks.phrasing import FRAMES, ask, casual
+from gptoss_jax.training.tasks.phrasing import FRAMES, ask, casual, spoken
 from gptoss_jax.training.tasks.problem import Problem, gives_number, user
 
 CALL_ANALYSIS = "This is for the calculator."
 RESULT_ANALYSIS = "The calculator has it."
+NO_RESULT_ANALYSIS = "The calculator failed."
+NO_RESULT = "The calculator did not give a result."
 _DESCRIPTIONS = (
     "Evaluates an arithmetic expression.",
     "Evaluates an arithmetic expression.",
@@ -24,6 +26,12 @@ _ORDERS = (
     "Use the calculator for {}",
     "Use the calculator to work out {}.",
     "What is {}? Use the calculator.",
+    "Calculate {} with the calculator",
+    "Please use the calculator to compute {}.",
+)
+_ERRORS = (
+    *("error", "Error: timeout", '{"error": "timeout"}', '{"error": "not available"}', "failed"),
+    *("the calculator is not available", "Error: syntax error", "null", "", "NaN"),
 )
 _KEYS = {"+": sum_key, "-": difference_key, "*": product_key}
 _SAID = {
@@ -48,13 +56,14 @@ def calculator(rng: Random, effort: Effort) -> Problem:
         key = expression
     text = casual(rng, rng.choice(_ORDERS).format(said)) if ordered else _question(rng, said)
     result = str(evaluate_expression(expression))
+    fails = rng.random() < 0.04
     return Problem(
         skill="calculator",
         key=key,
-        messages=(user(text),),
-        reference=_loop(rng, expression, result),
-        answer=result,
-        check=gives_number,
+        messages=(user(spoken(rng, text)),),
+        reference=_loop(rng, expression, None if fails else result),
+        answer=NO_RESULT if fails else result,
+        check=str.__eq__ if fails else gives_number,
         effort=effort,
         tools=(tool(rng),),
         call=expression,
@@ -75,12 +84,17 @@ def _question(rng: Random, said: str) -> str:
     return ask(rng, said, symbols=in_symbols) if in_symbols else rng.choice(FRAMES).format(said)
 
 
-def _loop(rng: Random, expression: str, result: str) -> tuple[dict, ...]:
+def _loop(rng: Random, expression: str, result: str | None) -> tuple[dict, ...]:
+    """The call, the tool's message and the answer; without a result the tool has failed."""
     arguments = json.dumps({"expression": expression}, separators=(",", ":"))
     call = {"id": "1", "function": {"name": "calculator", "arguments": arguments}}
-    shown = json.dumps({"result": int(result)}) if rng.random() < 0.3 else result
+    if result is None:
+        shown, reasoning, said = rng.choice(_ERRORS), NO_RESULT_ANALYSIS, NO_RESULT
+    else:
+        shown = json.dumps({"result": int(result)}) if rng.random() < 0.3 else result
+        reasoning, said = RESULT_ANALYSIS, result
     return (
         {"role": "assistant", "reasoning": CALL_ANALYSIS, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": shown},
-        {"role": "assistant", "reasoning": RESULT_ANALYSIS, "content": result},
+        {"role": "assistant", "reasoning": reasoning, "content": said},
     )

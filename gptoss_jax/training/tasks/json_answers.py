@@ -12,17 +12,35 @@ from gptoss_jax.training.tasks.vocabulary import CITIES, NAMES, NOUNS, OTHERS, p
 ANALYSIS = "Fill in the JSON."
 Facts = dict[str, tuple[str, Any]]
 
-_STRINGS = ("name", "city", "color", "title", "kind", "owner", "brand", "size", "shape", "team")
-_INTEGERS = ("age", "price", "count", "year", "weight", "floor", "score", "pages", "seats", "id")
-_BOOLEANS = ("active", "open", "new", "member", "paid", "ready", "sold", "public", "married", "ok")
+_STRINGS = (
+    *("name", "city", "color", "title", "kind", "owner", "brand", "size", "shape", "team"),
+    *("first_name", "last_name", "street", "address", "country", "language", "status"),
+)
+_INTEGERS = (
+    *("age", "price", "count", "year", "weight", "floor", "score", "pages", "seats", "id"),
+    *("zip_code", "room_number", "height", "quantity"),
+)
+_NUMBERS = ("price", "weight", "height", "rate", "total", "length", "size", "temperature")
+_BOOLEANS = (
+    *("active", "open", "new", "member", "paid", "ready", "sold", "public", "married", "ok"),
+    *("in_stock", "on_sale", "has_car"),
+)
 _STATED = ("{} is {}", "{} is {}", "the {} is {}", "{}: {}", "{} = {}")
-_BEFORE = ("", "", "Facts: ", "Here is the data: ", "Write this as JSON: ", "Extract: ")
+_BEFORE = (
+    *("", "", "", "Facts: ", "Here is the data: ", "Write this as JSON: ", "Extract: "),
+    *("Give me JSON: ", "As JSON: ", "Fill in: "),
+)
+_KINDS = (*(("integer", "string", "string", "boolean") * 3), "number")
 _SCHEMA_NAMES = ("answer", "person", "item", "record", "response", "output")
 
 
 def json_answer(rng: Random, effort: Effort) -> Problem:
     """Two to four facts, said in an order of their own, for an object of integers and so on."""
     facts, said = _person(rng) if rng.random() < 0.35 else _record(rng)
+    return _problem(rng, effort, facts, said)
+
+
+def _problem(rng: Random, effort: Effort, facts: Facts, said: str) -> Problem:
     schema = _schema(rng, facts)
     value = {name: fact for name, (_, fact) in facts.items()}
     answer = json.dumps(value, separators=(",", ":"))
@@ -47,20 +65,27 @@ def members(rng: Random, effort: Effort) -> Problem:
             return dataclasses.replace(drawn, skill="members")
 
 
-def _record(rng: Random) -> tuple[Facts, str]:
+def truths(rng: Random, effort: Effort) -> Problem:
+    """Several truth values, which are told apart by their names alone. For training alone."""
+    facts, said = _record(rng, ("boolean",), 5)
+    return dataclasses.replace(_problem(rng, effort, facts, said), skill="truths")
+
+
+def _record(rng: Random, kinds: tuple[str, ...] = _KINDS, most: int = 4) -> tuple[Facts, str]:
     """Any names with any values, plainly stated."""
     names: set[str] = set()
     facts: Facts = {}
-    for _ in range(rng.randint(2, 4)):
-        kind = rng.choice(("integer", "string", "string", "boolean"))
+    for _ in range(rng.randint(2, most)):
+        kind = rng.choice(kinds)
         name = _name(rng, kind)
         if name not in names:
             names.add(name)
             facts[name] = (kind, _value(rng, kind))
     if len(facts) < 2:
-        return _record(rng)
-    form = rng.choice(_STATED)
-    stated = [form.format(name, _spoken(fact)) for name, (_, fact) in facts.items()]
+        return _record(rng, kinds, most)
+    form, spaced = rng.choice(_STATED), rng.random() < 0.5
+    said = {name: name.replace("_", " ") if spaced else name for name in facts}
+    stated = [form.format(said[name], _spoken(fact)) for name, (_, fact) in facts.items()]
     rng.shuffle(stated)
     return facts, _sentence(rng, stated)
 
@@ -96,8 +121,16 @@ def _schema(rng: Random, facts: Facts) -> dict[str, Any]:
 
 
 def _name(rng: Random, kind: str) -> str:
-    known = {"string": _STRINGS, "integer": _INTEGERS, "boolean": _BOOLEANS}[kind]
-    return rng.choice(known) if rng.random() < 0.7 else rng.choice(NOUNS)
+    known = {
+        "string": _STRINGS,
+        "integer": _INTEGERS,
+        "number": _NUMBERS,
+        "boolean": _BOOLEANS,
+    }[kind]
+    draw = rng.random()
+    if draw < 0.08:
+        return f"{rng.choice(NOUNS)}_{rng.choice(NOUNS)}"
+    return rng.choice(known) if draw < 0.7 else rng.choice(NOUNS)
 
 
 def _value(rng: Random, kind: str) -> Any:
@@ -105,7 +138,16 @@ def _value(rng: Random, kind: str) -> Any:
         return rng.randrange(10 ** rng.randint(1, 4))
     if kind == "boolean":
         return rng.random() < 0.5
+    if kind == "number":
+        return round(rng.randrange(10 ** rng.randint(2, 4)) / rng.choice((10, 100)) + 0.01, 2)
     words = (rng.choice(NOUNS), rng.choice(OTHERS), pronounceable(rng, rng.randint(3, 7)))
+    draw = rng.random()
+    if draw < 0.1:
+        return f"{rng.choice(OTHERS)} {rng.choice(NOUNS)}"
+    if draw < 0.15:
+        return f"{rng.choice(NAMES)} {pronounceable(rng, rng.randint(3, 7)).capitalize()}"
+    if draw < 0.2:
+        return f"{rng.randint(1, 99)} {rng.choice(NOUNS).capitalize()} Street"
     return rng.choice((rng.choice(words), rng.choice(NAMES), rng.choice(CITIES)))
 
 

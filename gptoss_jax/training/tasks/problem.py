@@ -73,7 +73,7 @@ class Problem:
         """Whether a turn is right: the call if one is due, else the text of the final channel."""
         if self.call is None:
             return tool_call is None and self.check(text, self.answer)
-        return tool_call is not None and _calculates(tool_call, self.answer)
+        return tool_call is not None and _calculates(tool_call, self.call)
 
     def after_call(self, made: Chat) -> "Problem":
         """The problem that is left once the model's call (a chat dictionary) has its result."""
@@ -137,10 +137,10 @@ def _canonical(text: str) -> str:
     return json.dumps(json.loads(text), sort_keys=True)
 
 
-def _calculates(call: ToolCall, answer: str) -> bool:
+def _calculates(call: ToolCall, expression: str) -> bool:
     try:
         arguments = json.loads(call.arguments)
         value = evaluate_expression(arguments["expression"])
     except (ValueError, KeyError, TypeError):
         return False
-    return function_name(call.name) == "calculator" and str(value) == answer
+    return function_name(call.name) == "calculator" and value == evaluate_expression(expression)

@@ -1,4 +1,8 @@
-"""Recall of values among many pairs, up to four times the original context away."""
+"""Recall of values among many pairs, up to four times the original context away.
+
+Keys are letters, letters with a digit, names or words; values are numbers or words. Lists that
+reach far have keys of two characters and numbers of two digits, so that a pair is six tokens.
+"""
 
 import re
 from random import Random
@@ -6,12 +10,16 @@ from random import Random
 from gptoss_jax.text.harmony import Effort
 from gptoss_jax.training.tasks.phrasing import casual
 from gptoss_jax.training.tasks.problem import Problem, answered, gives_text, user
+from gptoss_jax.training.tasks.vocabulary import CITIES, NAMES, NOUNS, OTHERS
 
 # Numbers of pairs, six tokens each: 176 pairs are 1,056 tokens.
 _SHORT, _MIDDLE, _LONG = (2, 12), (13, 38), (45, 176)
 # How many pairs from the end a far one stands: 258 to 1,032 tokens and the question's.
 _FAR = (43, 172)
-_LAYOUTS = ("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ")
+_LAYOUTS = (
+    *("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ", "{} is {}, "),
+    *("{} = {}, ", "{} is {}. "),
+)
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (
     "What is {}?",
@@ -21,50 +29,75 @@ _ASKED = (
     "What is the code of {}?",
     "Which number has {}?",
     "Tell me {}",
+    "What was {}?",
+    "What value does {} have?",
+    "What did I say {} is?",
+    "What belongs to {}?",
+    "{}?",
 )
+ABSENT = " is not in the list."
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Weights of kinds of keys, of values, and how often a key is asked that is not there.
+_Kinds = dict[str, float]
+_NEAR_KEYS = {"ab": 0.42, "abc": 0.08, "a1": 0.14, "AB": 0.08, "a": 0.08, "name": 0.1, "word": 0.1}
+_MIDDLE_KEYS = {"ab": 0.6, "a1": 0.2, "AB": 0.1, "name": 0.1}
+_FAR_KEYS = {"ab": 0.75, "a1": 0.15, "AB": 0.1}
+_NEAR_VALUES = {"two": 0.6, "number": 0.2, "word": 0.2}
+_MIDDLE_VALUES = {"two": 0.8, "number": 0.1, "word": 0.1}
+_FAR_VALUES = {"two": 1.0}
+_MISSING = 0.06
 
 
 def near(rng: Random, effort: Effort) -> Problem:
-    """One of few pairs, all within about a hundred tokens."""
-    return _recall(rng, effort, "recall_near", _SHORT, 1)
+    """One of few pairs, all within about a hundred tokens; now and then a key that is not there."""
+    pairs = _pairs(rng, rng.randint(*_SHORT), _NEAR_KEYS, _NEAR_VALUES)
+    if rng.random() < _MISSING and len(pairs) > 2:
+        key = rng.choice(list(pairs))
+        del pairs[key]
+        return _recall(rng, effort, "recall_near", pairs, [key])
+    return _recall(rng, effort, "recall_near", pairs, [rng.choice(list(pairs))])
 
 
 def middle(rng: Random, effort: Effort) -> Problem:
     """Beyond the sliding window, within the original context."""
-    return _recall(rng, effort, "recall_middle", _MIDDLE, 1)
+    pairs = _pairs(rng, rng.randint(*_MIDDLE), _MIDDLE_KEYS, _MIDDLE_VALUES)
+    return _recall(rng, effort, "recall_middle", pairs, [rng.choice(list(pairs))])
 
 
 def far(rng: Random, effort: Effort) -> Problem:
     """Beyond the original context of 256 tokens, any distance up to four times that."""
     back = rng.randint(*_FAR)
-    return _recall(rng, effort, "recall_far", (back, _LONG[1]), 1, back)
+    pairs = _pairs(rng, rng.randint(back, _LONG[1]), _FAR_KEYS, _FAR_VALUES)
+    return _recall(rng, effort, "recall_far", pairs, [list(pairs)[-back]])
 
 
 def several(rng: Random, effort: Effort) -> Problem:
     """Several values of any list: more to learn for the same tokens."""
-    counts = rng.choice((_SHORT, _MIDDLE, _LONG))
-    return _recall(rng, effort, "recall_several", counts, rng.randint(2, 5))
+    pairs = _pairs(rng, rng.randint(*rng.choice((_SHORT, _MIDDLE, _LONG))), _FAR_KEYS, _FAR_VALUES)
+    asked = min(len(pairs), rng.randint(2, 5))
+    return _recall(rng, effort, "recall_several", pairs, rng.sample(list(pairs), asked))
 
 
 def _recall(
-    rng: Random, effort: Effort, skill: str, counts: tuple[int, int], asked: int, back: int = 0
+    rng: Random, effort: Effort, skill: str, pairs: dict[str, str], keys: list[str]
 ) -> Problem:
-    """Asks for any keys, or with `back` for the one that is so many from the end."""
-    pairs = _pairs(rng, rng.randint(*counts))
-    keys = [list(pairs)[-back]] if back else rng.sample(list(pairs), min(len(pairs), asked))
-    values = ", ".join(pairs[key] for key in keys)
-    named = ", ".join(f"{key}: {pairs[key]}" for key in keys)
     layout = rng.choice(_LAYOUTS)
     listed = "".join(layout.format(key, value) for key, value in pairs.items())
     listed = listed if layout.endswith("\n") else f"{listed[:-2]}. "
     question = casual(rng, rng.choice(_ASKED).format(_joined(keys)))
+    if keys[0] not in pairs:
+        reasoning, answer = f"{keys[0]}: none", f"{keys[0]}{ABSENT}"
+        said = answer
+    else:
+        named = [f"{key}: {pairs[key]}" for key in keys]
+        reasoning, answer = "\n".join(named), ", ".join(pairs[key] for key in keys)
+        said = answer if len(keys) == 1 else ", ".join(named)
     return Problem(
         skill=skill,
         key=f"{sorted(pairs.items())} {keys}",
         messages=(user(f"{rng.choice(_BEFORE)}{listed}{question}"),),
-        reference=answered(named.replace(", ", "\n"), values if asked == 1 else named),
-        answer=values,
+        reference=answered(reasoning, said),
+        answer=answer,
         check=_gives_values,
         effort=effort,
     )
@@ -72,16 +105,34 @@ def _recall(
 
 def _gives_values(text: str, answer: str) -> bool:
     """Whether the text gives the values in their order, by themselves or each after its key."""
-    return gives_text(re.sub(r"\b[a-z]+: ", "", text), answer)
+    return gives_text(re.sub(r"\b\w+: ", "", text), answer.strip("."))
 
 
-def _pairs(rng: Random, count: int) -> dict[str, str]:
-    """Keys of two letters, rarely three, in random order; values of two digits."""
+def _pairs(rng: Random, count: int, keys: _Kinds, values: _Kinds) -> dict[str, str]:
+    """Pairs in random order, with keys of one kind and values of one."""
+    (key_kind,) = rng.choices(list(keys), list(keys.values()))
+    (value_kind,) = rng.choices(list(values), list(values.values()))
     pairs: dict[str, str] = {}
-    length = 3 if rng.random() < 0.2 and count < 140 else 2
     while len(pairs) < count:
-        pairs["".join(rng.choices(_LETTERS, k=length))] = str(rng.randrange(10, 100))
+        pairs[_key(rng, key_kind)] = _value(rng, value_kind)
     return pairs
+
+
+def _key(rng: Random, kind: str) -> str:
+    if kind == "name":
+        return rng.choice(NAMES)
+    if kind == "word":
+        return rng.choice(NOUNS)
+    if kind == "a1":
+        return rng.choice(_LETTERS) + rng.choice("0123456789")
+    letters = "".join(rng.choices(_LETTERS, k=len(kind)))
+    return letters.upper() if kind.isupper() else letters
+
+
+def _value(rng: Random, kind: str) -> str:
+    if kind == "word":
+        return rng.choice(rng.choice((NOUNS, OTHERS, CITIES)))
+    return str(rng.randrange(10, 100) if kind == "two" else rng.randrange(10 ** rng.randint(1, 4)))
 
 
 def _joined(keys: list[str]) -> str:

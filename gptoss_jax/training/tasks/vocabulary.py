@@ -69,7 +69,9 @@ _HEADERS = ("system", "user", "assistant", "developer", "analysis", "commentary"
 
 
 def word(rng: Random) -> str:
-    """A word of 3 to 12 letters: English, pronounceable, or any letters."""
+    """A word of 2 to 12 letters, few of 2: English, pronounceable, or any letters."""
+    if rng.random() < 0.04:
+        return "".join(rng.choices(_ALPHABET, k=2))
     draw = rng.random()
     if draw < 0.3:
         return rng.choice(NOUNS + OTHERS)

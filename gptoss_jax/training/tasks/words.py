@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 
 from gptoss_jax.text.harmony import Effort
-from gptoss_jax.training.tasks.phrasing import casual
+from gptoss_jax.training.tasks.phrasing import casual, spoken
 from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, gives_text, user
 from gptoss_jax.training.tasks.vocabulary import word
 
@@ -23,6 +23,16 @@ _REVERSE = (
     "Can you reverse {}?",
     "Please reverse the word {}.",
     "{} backwards",
+    "{} reversed",
+    "Reverse: {}",
+    "Reverse the following word: {}",
+    "Reverse the string {}",
+    "Spell the word {} backwards",
+    "Can you write {} backwards?",
+    "Read {} backwards",
+    "What is the reverse of {}?",
+    "What's {} backwards?",
+    "Tell me the word {} backwards",
 )
 _SORT = (
     "Sort the letters of {}",
@@ -34,6 +44,14 @@ _SORT = (
     "Can you sort the letters of {}?",
     "Please sort the letters of {}.",
     "Order the letters of {} alphabetically",
+    "Arrange the letters of {} in alphabetical order",
+    "Sort the letters in the word {}",
+    "Sort the word {} alphabetically",
+    "Sort the letters of this word: {}",
+    "Sort {}",
+    "Sort: {}",
+    "Alphabetize {}",
+    "Alphabetize the letters of {}",
 )
 _LENGTH = (
     "How many letters are in {}?",
@@ -42,6 +60,14 @@ _LENGTH = (
     "How many letters are in the word {}?",
     "Count the letters of {}",
     "Count the letters in {}",
+    "Count the letters of the word {}",
+    "Count letters in {}",
+    "How many letters in {}?",
+    "How many letters has {}?",
+    "How many letters does the word {} have?",
+    "Number of letters in {}",
+    "What is the length of {}?",
+    "What is the length of the word {}?",
     "How long is the word {}?",
 )
 _COUNT = (
@@ -53,8 +79,17 @@ _COUNT = (
     "How many times is {one} in the word {}?",
     "Count the letter {one} in {}",
     "Count {one} in {}",
+    "Count the {letter} in {}",
+    "How many {letter} in {}?",
+    "How many {letter} in the word {}?",
+    "How many {letter} are in the word {}?",
+    "How many {letter} are there in the word {}?",
+    "How often is {one} in {}?",
+    "In {}, how many {letter} are there?",
+    "Number of {letter} in {}",
+    "Tell me how many {letter} are in {}",
 )
-_QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'")
+_QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'", "“{}”")
 
 
 def reverse(rng: Random, effort: Effort) -> Problem:
@@ -86,8 +121,9 @@ def count(rng: Random, effort: Effort) -> Problem:
     wanted = _wanted(rng, "".join(letter for _, letter in letters))
     low, number = _running_count(letters, wanted)
     analysis = _worked(effort, low, number, _listed(letters))
-    plural = rng.choice((f"{wanted}'s", f"{wanted}s", f'"{wanted}"'))
-    single = rng.choice((wanted, f'"{wanted}"', f"the letter {wanted}"))
+    shown = wanted.upper() if rng.random() < 0.12 else wanted
+    plural = rng.choice((f"{shown}'s", f"{shown}s", f'"{shown}"', f"letters {shown}"))
+    single = rng.choice((shown, f'"{shown}"', f"the letter {shown}"))
     forms = [f.replace("{letter}", plural).replace("{one}", single) for f in _COUNT]
     forms = [form.replace("the letter the letter", "the letter") for form in forms]
     return _problem(rng, "count", letters, forms, analysis, number, effort)
@@ -112,14 +148,20 @@ def _problem(
     effort: Effort,
 ) -> Problem:
     spelled = "".join(letter for _, letter in letters)
-    quoted = rng.choice(_QUOTES).format(spelled)
+    # The working is in small letters whatever the word is asked in.
+    quoted = rng.choice(_QUOTES).format(_written(rng, spelled))
     asked = rng.choice(forms).format(quoted)
     # A bare word at the beginning stays as it is: the answer has its letters as they stand.
-    asked = asked if asked.startswith(quoted) else casual(rng, asked)
+    asked = spoken(rng, asked if asked.startswith(quoted) else casual(rng, asked))
     check = gives_number if text.isdigit() else gives_text
     return Problem(
         skill, f"word {spelled}", (user(asked),), answered(analysis, text), text, check, effort
     )
+
+
+def _written(rng: Random, spelled: str) -> str:
+    draw = rng.random()
+    return spelled.capitalize() if draw < 0.08 else spelled.upper() if draw < 0.1 else spelled
 
 
 def _letters(spelled: str) -> list[tuple[int, str]]:

@@ -12,7 +12,7 @@ import pytest
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.training import tasks
-from gptoss_jax.training.tasks import SKILLS, SPLITS, arithmetic, beyond, words
+from gptoss_jax.training.tasks import SKILLS, SPLITS, arithmetic, beyond, refusal, words
 from gptoss_jax.training.tasks.evaluation import Score, evaluate, table, well_formed
 from gptoss_jax.training.tasks.problem import Problem, ToolCall, belongs
 from gptoss_jax.training.tasks.vocabulary import NOUNS, OTHERS, word
@@ -186,11 +186,15 @@ def test_prompts_ask_for_what_is_answered():
         numbers = [int(n) for n in re.findall(r"\d+", asked(problem))]
         assert abs(int(problem.answer)) == abs(numbers[0] - numbers[1])
     for problem in drawn("recall_near", count=100):
-        assert f"{problem.answer}" in asked(problem)
+        key, _, value = problem.reference[0]["reasoning"].partition(": ")
+        listed, asked_key = re.split(rf"(?={key}\W*$)|(?={key} (?:have|is)\W*$)", asked(problem))
+        there = re.search(rf"\b{key}(?:: |=| = | is ){value}\b", listed)
+        assert asked_key.startswith(key)
+        assert there or (value == "none" and not re.search(rf"\b{key}\b", listed))
     for problem in drawn("json", count=100):
         answer = json.loads(problem.answer)
         schema = problem.response_formats[0].schema["properties"]
-        kinds = {"integer": int, "string": str, "boolean": bool}
+        kinds = {"integer": int, "string": str, "boolean": bool, "number": float}
         assert list(answer) == list(schema)
         for name, value in answer.items():
             assert type(value) is kinds[schema[name]["type"]]
@@ -209,7 +213,7 @@ def test_grading_takes_what_a_person_would():
     assert value.grade('{"b": true, "a": 1}')
     for text in ('{"a":true,"b":true}', '{"a":1}', "{", 'so {"a":1,"b":true}'):
         assert not value.grade(text)
-    call = dataclasses.replace(tasks.problem("calculator", 0, 0, "test"), answer="12")
+    call = dataclasses.replace(tasks.problem("calculator", 0, 0, "test"), call="4*3")
     assert call.grade("", ToolCall("functions.calculator", '{"expression": "4 * 3"}'))
     for arguments in ('{"expression":"4+3"}', "{}", "4*3", '{"expression":"__import__(1)"}', "[]"):
         assert not call.grade("", ToolCall("functions.calculator", arguments))
@@ -219,8 +223,8 @@ def test_grading_takes_what_a_person_would():
 def test_far_values_are_at_every_distance_beyond_the_original_context(tokenizer):
     distances = []
     for problem in drawn("recall_far", count=300):
-        (key,) = re.findall(r"\['([a-z]+)'\]$", problem.key)
-        after = re.split(rf"(?<![a-z]){key}(?:: |=| is )", asked(problem), maxsplit=1)[1]
+        (key,) = re.findall(r"\['(\w+)'\]$", problem.key)
+        after = re.split(rf"\b{key}(?:: |=| = | is )", asked(problem), maxsplit=1)[1]
         distances.append(len(tokenizer.encode(after)))
     assert min(distances) > 256 and max(distances) >= 1024
     assert statistics.median(distances) > 550
@@ -230,7 +234,8 @@ def test_what_is_refused_is_no_skill_in_other_words():
     """Two whole numbers that a skill would take are left to it."""
     draw, seen = random.Random(0), 0
     for _ in range(3000):
-        text = beyond.hard_sum(draw)
+        text, core, _ = beyond.hard_sum(draw)
+        assert core.lower() in text.lower().rstrip(".?") + "?."
         runs = re.findall(r"[-+*×x/^%(.√|\d ]*\d[-+*×x/^%).!|\d ]*", text)
         words = re.search(r"(?<![\d.-])(\d+) (plus|minus|times) (\d+)(?![\d.])", text)
         alone = len(runs) == 1 and re.fullmatch(r" *(\d+) ?([-+*×x]) ?(\d+)[ .]*", runs[0])
@@ -262,9 +267,58 @@ def test_members_are_json_with_a_truth_value():
         assert json.loads(turn.content)["member"] == (" not a member" not in prompt.content)
 
 
+def test_truths_are_objects_of_truth_values_that_are_said():
+    for index in range(20):
+        *_, prompt, _, turn = tasks.conversation(0, index, "train", {"truths": 1.0})
+        truths = json.loads(turn.content)
+        assert len(truths) > 1
+        for name, value in truths.items():
+            said = name.replace("_", "[_ ]")
+            assert re.search(rf"\b{said}(?: is|:| =) {str(value).lower()}\b", prompt.content)
+
+
+def test_no_truth_value_is_one_piece_with_its_key(tokenizer):
+    pieces = [tokenizer.token_bytes(i) for i in tokenizer.encode('{"open":true,"new":false}')]
+    assert b"t" in pieces and b"f" in pieces
+
+
+def test_a_calculator_that_fails_is_said_to():
+    failing = [p for p in drawn("calculator", count=300) if not p.answer.lstrip("-").isdigit()]
+    assert 4 < len(failing) < 30
+    for problem in failing:
+        _, result, answer = problem.reference
+        assert not re.search(r"\d", result["content"])
+        assert problem.after_call(problem.reference[0]).grade(answer["content"])
+        assert not problem.after_call(problem.reference[0]).grade("12")
+
+
+def test_a_refused_sum_has_one_key_however_it_is_framed(monkeypatch):
+    core, keys = "8 dollars in euros", set()
+    for text in (f"Can you calculate {core}?", f"Compute {core}", f"Hi! What is {core}"):
+        monkeypatch.setattr(beyond, "hard_sum", lambda _, text=text: beyond.Beyond(text, core))
+        made = (refusal.refusal(random.Random(n), "low") for n in range(20))
+        keys |= {problem.key for problem in made if asked(problem) == text}
+    assert keys == {f"other {core}"}
+
+
+def test_a_refused_sum_is_written_down_as_a_skill_would():
+    """With the same numbers in the same signs, so that only then it shows what is too much."""
+    written = 0
+    for problem in drawn("refusal", count=1000):
+        *sum_, last = problem.reference[0]["reasoning"].split("\n")
+        assert last == refusal.REFUSAL_ANALYSIS
+        if sum_:
+            written += 1
+            numbers = sorted(re.findall(r"[\d.,]*\d", sum_[0]))
+            assert numbers == sorted(re.findall(r"[\d.,]*\d", asked(problem))), asked(problem)
+            assert not re.search(r"×|\d ?x ?\d|plus \d|times \d|\d[-+*]\d", sum_[0]), sum_[0]
+    assert written > 200
+
+
 def test_words_hide_no_letters_in_a_token_of_the_headers():
     made = [word(random.Random(n)) for n in range(5000)]
-    assert all(3 <= len(w) <= 12 for w in made)
+    assert all(2 <= len(w) <= 12 for w in made)
+    assert 0.02 < sum(len(w) < 3 for w in made) / len(made) < 0.06
     for header in ("system", "user", "assistant", "analysis", "final", "json"):
         assert not any(header in w for w in [*made, *NOUNS, *OTHERS])
 
