@@ -75,7 +75,7 @@ def test_the_models_own_answer_is_right_and_no_other(model, alone):
     assert alone.check(model, request, made[:3]) == Answer(3, 0, None)
     for place in (0, 4, ANSWER - 1):
         other = [*made]
-        other[place] = (other[place] + 1) % 509
+        other[place] = (other[place] + 1) % 510
         assert alone.check(model, request, other).wrong == place
 
 

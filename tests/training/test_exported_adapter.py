@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers", reason="needs the oracle extr
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that are not ours
 
 NANO = Path(gptoss_jax.nano.__file__).parent
-IDS = np.random.default_rng(5).integers(0, 509, (1, 90))  # beyond the sliding window
+IDS = np.random.default_rng(5).integers(0, 510, (1, 90))  # beyond the sliding window
 FEW_STEPS = (
     *("--config.steps=6", "--config.eval_every=7", "--config.checkpoint_every=6"),
     *("--config.batch_size=1", "--config.optimizer.lr=0.01", "--config.optimizer.warmup_steps=1"),
