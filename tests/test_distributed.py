@@ -141,6 +141,7 @@ def get_config():
 
 
 def test_two_processes_train_one_model_and_stop_together(tmp_path):
+    """Another run of the same two goes on; then one process alone, with both their data."""
     file, run = tmp_path / "config.py", tmp_path / "run"
     file.write_text(CONFIG)
 
@@ -167,6 +168,19 @@ def test_two_processes_train_one_model_and_stop_together(tmp_path):
     steps = [entry["step"] for line in lines if (entry := json.loads(line))["split"] == "train"]
     assert steps == list(range(1, 13))
     assert (run / "export" / "model.safetensors").is_file()
+    words = (
+        "--config",
+        str(file),
+        "--config.steps=13",
+        "--workdir",
+        str(run),
+        "--mesh",
+        "fsdp=2,expert=2",
+    )
+    alone = start(*words, verb="train", devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    said = alone.communicate(timeout=200)[1]
+    assert alone.returncode == 0, said
+    assert "resumed after step 12" in said and "step 13/13" in said
 
 
 @pytest.mark.parametrize(

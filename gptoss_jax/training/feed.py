@@ -2,9 +2,10 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gptoss_jax.errors import UserError
@@ -18,10 +19,10 @@ _GIVE_UP = 1_000
 class Feed:
     """An endless stream of batches.
 
-    The examples of all processes together are numbered 0, 1, … without end; number n of a source
-    of `size` is the example at place n % size of epoch n // size, each epoch in a seeded order of
-    its own. A source without end is taken as it comes. Process p has the numbers p, p + processes,
-    and so on.
+    The examples of all feeds of a run together are numbered 0, 1, … without end; number n of a
+    source of `size` is the example at place n % size of epoch n // size, each epoch in a seeded
+    order of its own. A source without end is taken as it comes. Feed p of P has the numbers p,
+    p + P, and so on.
 
     Attributes:
       source: where the examples come from.
@@ -35,26 +36,26 @@ class Feed:
         length: int,
         open_rows: int,
         seed: int,
-        process: int = 0,
-        processes: int = 1,
+        number: int = 0,
+        feeds: int = 1,
     ):
         """A feed at its beginning.
 
         Args:
           source: at least one example.
-          rows: B, of this process.
+          rows: B, of this feed.
           length: T.
           open_rows: how many rows are being filled at once.
           seed: of the order.
-          process: this process's number.
-          processes: how many there are.
+          number: this one's, from 0.
+          feeds: how many there are.
         """
         self.source = source
         self._rows = rows
         self._length = length
         self._seed = seed
-        self._process = process
-        self._processes = processes
+        self._number = number
+        self._feeds = feeds
         self._packer = Packer(length, open_rows)
         self._next = 0
         # Of the open rows, and of the last batch.
@@ -77,7 +78,6 @@ class Feed:
         """What `restore` goes on from: JSON, the size of the open rows."""
         return {
             "fingerprint": self.source.fingerprint,
-            "processes": self._processes,
             "next": self._next,
             "open": [list(row.numbers) for row in self._packer.open],
         }
@@ -86,17 +86,11 @@ class Feed:
         """Goes on after the batch that `state` was taken behind.
 
         Raises:
-          UserError: the data or the number of processes is another than then.
+          UserError: the data is other than then.
         """
         if state["fingerprint"] != self.source.fingerprint:
             was, now = state["fingerprint"], self.source.fingerprint
             raise UserError(f"the data has changed since the checkpoint: {was}, now {now}")
-        if state["processes"] != self._processes:
-            was, now = state["processes"], self._processes
-            raise UserError(
-                f"the checkpoint's batches were fed in {was} parts, this run's would be in {now}: "
-                "give a --mesh and processes that feed as many"
-            )
         self._next = state["next"]
         numbers = [n for row in state["open"] for n in row]
         self._examples = {n: one for n in numbers if (one := self._example(n))}
@@ -115,7 +109,7 @@ class Feed:
         """The next good example and its number."""
         number = 0
         for _ in range(_GIVE_UP):
-            number = self._next * self._processes + self._process
+            number = self._next * self._feeds + self._number
             self._next += 1
             if (one := self._example(number)) is not None:
                 return number, one
@@ -130,6 +124,57 @@ class Feed:
         if size is None:
             return number
         return int(_order(self._seed, number // size, size)[number % size])
+
+
+class Share:
+    """A process's rows of the batches that a run's feeds fill together.
+
+    A run keeps the number of feeds that it began with, also where more or fewer processes go on
+    with it: each takes what its rows need, a feed of several processes in all of them.
+    """
+
+    def __init__(
+        self, new: Callable[[int, int], Feed], *, rows: int, feeds: int, part: int, parts: int
+    ):
+        """All feeds at their beginning.
+
+        Args:
+          new: makes the feed of a number, of so many rows.
+          rows: of a whole batch.
+          feeds: of the run.
+          part: which of the parts of a batch this process has, from 0.
+          parts: how many there are.
+
+        Raises:
+          UserError: the feeds do not divide the rows.
+        """
+        if rows % feeds:
+            raise UserError(
+                f"config.batch_size {rows}: this run was begun in {feeds} parts, which do not "
+                "divide it"
+            )
+        each, own = rows // feeds, rows // parts
+        first, last = part * own, (part + 1) * own - 1
+        self._feeds = {n: new(n, each) for n in range(first // each, last // each + 1)}
+        self._own = slice(first % each, first % each + own)
+
+    def batch(self) -> Batch:
+        """The next batch's rows."""
+        batches = [feed.batch() for feed in self._feeds.values()]
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[self._own], *batches)
+
+    def where(self) -> str:
+        """As `Feed.where`, of each."""
+        return ", ".join(feed.where() for feed in self._feeds.values())
+
+    def states(self) -> dict[str, Any]:
+        """Each feed's `Feed.state`, by its number: JSON."""
+        return {str(number): feed.state() for number, feed in self._feeds.items()}
+
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
+        """As `Feed.restore`, from the states of all feeds of the run in order."""
+        for number, feed in self._feeds.items():
+            feed.restore(states[number])
 
 
 @functools.lru_cache(maxsize=2)  # a batch may lie across two epochs

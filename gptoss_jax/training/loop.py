@@ -20,7 +20,7 @@ from gptoss_jax.training import fingerprint, reference, speed, spread
 from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
 from gptoss_jax.training.export import export, export_adapter
-from gptoss_jax.training.feed import Feed, one_pass
+from gptoss_jax.training.feed import Feed, Share, one_pass
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.run_directory import RunDirectory
 from gptoss_jax.training.settings import Settings
@@ -109,8 +109,8 @@ class _Loop:
             self._base = self._from.load(jnp.dtype(self._config.dtype), self._mesh)
         if of_pairs:
             self._refer()
-        self._feed = self._new_feed()
         if latest is None:
+            self._feed = self._new_feed(self._parts)
             where = jax.tree.map(lambda x: x.sharding, like)
             new, given = self.trainer.init, ()
             if self._base is not None:
@@ -118,7 +118,8 @@ class _Loop:
             self.state = jax.jit(new, out_shardings=where)(*given)
         else:
             self.state, feeds = self._checkpoints.load(like)
-            self._feed.restore(feeds[min(self._part, len(feeds) - 1)])
+            self._feed = self._new_feed(len(feeds))
+            self._feed.restore(feeds)
             _say(f"resumed after step {latest}")
         if self.trainer.adapter is None:
             self._base = None
@@ -138,22 +139,26 @@ class _Loop:
             self._sources,
             self._directory.path,
             log_probabilities,
-            base=str(self._directory.base),
+            base=f"{self._directory.base} in {self._config.dtype}",
             rows=rows,
             length=length,
         )
 
-    def _new_feed(self) -> Feed:
+    def _new_feed(self, feeds: int) -> Share:
         config = self._config
-        return Feed(
-            self._sources.train,
-            rows=config.batch_size // self._parts,
-            length=config.data.sequence_length,
-            open_rows=config.data.open_rows,
-            seed=config.data.seed,
-            process=self._part,
-            processes=self._parts,
-        )
+
+        def new(number: int, rows: int) -> Feed:
+            return Feed(
+                self._sources.train,
+                rows=rows,
+                length=config.data.sequence_length,
+                open_rows=config.data.open_rows,
+                seed=config.data.seed,
+                number=number,
+                feeds=feeds,
+            )
+
+        return Share(new, rows=config.batch_size, feeds=feeds, part=self._part, parts=self._parts)
 
     @property
     def _rows_at_once(self) -> int:
@@ -175,7 +180,7 @@ class _Loop:
             raise Stopped
         self._meter.start(self._done)
         while self._done < config.steps:
-            where, data = self._feed.where(), self._feed.state()
+            where, data = self._feed.where(), self._feed.states()
             metrics = self._dispatch(rows)
             if self._done + 1 < config.steps:
                 rows = self._feed.batch()  # while the device computes
@@ -324,10 +329,12 @@ class _Loop:
         for batch in rows:
             yield spread.placed(batch, self._sizes, self._mesh)
 
-    def _of_all_feeds(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """The state of each part's feed, in the parts' order."""
-        states = dict(spread.from_all([self._part, state]))
-        return [states[part] for part in range(self._parts)]
+    def _of_all_feeds(self, states: dict[str, Any]) -> list[dict[str, Any]]:
+        """The state of each of the run's feeds, in their order."""
+        found = {}
+        for each in spread.from_all(states):
+            found |= each
+        return [found[str(number)] for number in range(len(found))]
 
 
 def _machines(mesh: Mesh | None) -> int:

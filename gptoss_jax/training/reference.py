@@ -55,7 +55,7 @@ def with_reference(
       sources: of pairs.
       workdir: of the run; what is computed is kept in it.
       log_probabilities: of a batch's learned targets under the reference model, [B, T], else 0.
-      base: the reference model's fingerprint.
+      base: the reference model's fingerprint and what it computes in.
       rows: B, in each batch it is given.
       length: T.
 
@@ -99,8 +99,12 @@ def _write(file: Path, known: dict[str, Source], values: dict[str, np.ndarray], 
     arrays: dict[str, Any] = values | {"base": np.array(base)}
     arrays |= {f"{name}_data": np.array(source.fingerprint) for name, source in known.items()}
     unfinished = file.with_name(f"{file.name}.tmp")
-    with unfinished.open("wb") as opened:
-        np.savez(opened, **arrays)
+    try:
+        with unfinished.open("wb") as opened:
+            np.savez(opened, **arrays)
+    except OSError as error:
+        error.filename = str(unfinished)  # which a failed write does not say
+        raise
     unfinished.rename(file)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.training.examples import Example
-from gptoss_jax.training.feed import Feed, one_pass
+from gptoss_jax.training.feed import Feed, Share, one_pass
 from gptoss_jax.training.packing import Packer, rows_of
 
 LENGTH = 40
@@ -135,15 +135,15 @@ def test_another_seed_is_another_order():
     assert (one != other).any()
 
 
-def test_processes_share_the_examples_out():
-    """Process p has the numbers p, p + 3, …: together they have what one has, once."""
+def test_feeds_share_the_examples_out():
+    """Feed p has the numbers p, p + 3, …: together they have what one has, once."""
     seen = []
-    for process in range(3):
-        part = feed(Numbered(31), process=process, processes=3)
+    for number in range(3):
+        part = feed(Numbered(31), number=number, feeds=3)
         part.batch()
         taken = part.state()["next"]
         assert taken > 5
-        seen.append([n * 3 + process for n in range(taken)])
+        seen.append([n * 3 + number for n in range(taken)])
         held = set(itertools.chain(*part.state()["open"])) | set(part._last)
         assert held <= set(seen[-1])
     assert len(set(itertools.chain(*seen))) == sum(map(len, seen))
@@ -153,8 +153,42 @@ def test_a_state_of_other_data_is_refused():
     state = feed(Numbered(31)).state()
     with pytest.raises(UserError, match="the data has changed since the checkpoint: 31 31, now 30"):
         feed(Numbered(30)).restore(state)
-    with pytest.raises(UserError, match="were fed in 1 parts, this run's would be in 2"):
-        feed(Numbered(31), processes=2).restore(state)
+
+
+def shares(parts, feeds=4, rows=12):
+    """Of one batch, a process each."""
+
+    def new(number, rows):
+        return feed(Numbered(31), number=number, feeds=feeds, rows=rows)
+
+    return [Share(new, rows=rows, feeds=feeds, part=n, parts=parts) for n in range(parts)]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 6, 12])
+def test_more_or_fewer_processes_go_on_with_the_same_batches(parts):
+    first = shares(4)
+    for one in first:
+        one.batch()
+    states = [state for one in first for state in one.states().values()]
+    resumed = shares(parts)
+    for one in resumed:
+        one.restore(json.loads(json.dumps(states)))
+    for _ in range(3):
+        expected = np.concatenate([one.batch().tokens_BT for one in first])
+        found = [one.batch() for one in resumed]
+        np.testing.assert_array_equal(np.concatenate([rows.tokens_BT for rows in found]), expected)
+        assert len({len(rows.segments_BT) for rows in found}) == 1
+    held = {}
+    for one in resumed:
+        held |= one.states()
+    assert [held[str(n)] for n in range(4)] == [
+        state for one in first for state in one.states().values()
+    ]
+
+
+def test_a_batch_that_the_feeds_do_not_divide_is_refused():
+    with pytest.raises(UserError, match="begun in 4 parts, which do not divide it"):
+        shares(1, rows=6)
 
 
 def test_a_batch_is_named_by_its_lines():
