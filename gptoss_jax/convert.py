@@ -3,11 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
 from gptoss_jax.loading import checkpoint_directory
 
+if TYPE_CHECKING:
+    import jax
+
 _LAYOUTS = ("hf", "hf-bf16", "original", "orbax", "peft")
+_PACKED = ("hf", "original")
 _SIZES = ("20b", "120b", "tiny")
 
 
@@ -40,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     conversion.add_argument(
         "--adapter", metavar="DIR", help="in PEFT's layout: added into the weights that it is for"
     )
+    cli.add_mesh(parser)
     synthetic = parser.add_argument_group("Synthetic (takes DIR alone)")
     synthetic.add_argument(
         "--synthetic", choices=_SIZES, metavar="SIZE", help=f"random weights: {', '.join(_SIZES)}"
@@ -53,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if arguments.synthetic:
-        if arguments.source or arguments.to or arguments.adapter:
-            parser.error("--synthetic takes one directory, no --to and no --adapter")
+        if arguments.source or arguments.to or arguments.adapter or arguments.mesh:
+            parser.error("--synthetic takes one directory, no --to, --adapter or --mesh")
         return
     if not arguments.source or not arguments.to:
         parser.error("give SRC, DIR and --to, or --synthetic and DIR")
@@ -62,6 +68,9 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
         parser.error("--adapter goes into hf, hf-bf16, original or peft; convert that to orbax")
     if arguments.to == "peft" and not arguments.adapter:
         parser.error("--to peft takes --adapter DIR")
+    merges = arguments.adapter and arguments.to in _PACKED
+    if arguments.mesh and not merges and arguments.to != "orbax":
+        parser.error("--mesh is for models in memory: --to orbax, or --adapter with hf or original")
     if arguments.layers is not None or arguments.seed is not None:
         parser.error("--layers and --seed belong to --synthetic")
 
@@ -79,14 +88,15 @@ def _convert(arguments: argparse.Namespace) -> None:
     from gptoss_jax.checkpoint.load import load_model, open_source
     from gptoss_jax.checkpoint.output import check_new
     from gptoss_jax.checkpoint.save import save_model, save_source
+    from gptoss_jax.loading import choose_mesh
 
     check_new(arguments.directory)  # refused now, not after minutes of reading
     arguments.source = checkpoint_directory(str(arguments.source))
+    source = open_source(arguments.source)
     if arguments.to == "orbax":  # which writes only what is in memory
-        model = load_model(arguments.source)
+        model = load_model(arguments.source, mesh=choose_mesh(source.config, arguments.mesh))
         save_model(model, "orbax", arguments.directory, source=arguments.source)
         return
-    source = open_source(arguments.source)
     trained = None
     if arguments.adapter:
         trained = read_adapter(arguments.adapter, source.config)
@@ -96,22 +106,24 @@ def _convert(arguments: argparse.Namespace) -> None:
         for line in peft.not_held(trained):
             print(f"note: {line}", file=sys.stderr)
         return
-    packs = arguments.to in ("hf", "original")
+    packs = arguments.to in _PACKED
     if packs and not source.packed_experts:
         print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
+    compares = packs and trained and (trained.has_experts or not source.packed_experts)
+    mesh = choose_mesh(source.config, arguments.mesh) if compares else None
     save_source(source, arguments.to, arguments.directory, adapter=trained)
-    if packs and trained is not None and (trained.has_experts or not source.packed_experts):
-        _report_divergence(arguments)
+    if compares:
+        _report_divergence(arguments, mesh)
 
 
-def _report_divergence(arguments: argparse.Namespace) -> None:
+def _report_divergence(arguments: argparse.Namespace, mesh: "jax.sharding.Mesh | None") -> None:
     """What packing the merged experts costs, beside the adapter applied without merging."""
     from gptoss_jax.inference.divergence import PROMPTS, divergence, log_probabilities
     from gptoss_jax.loading import load
 
     found = []
     for path, adapter in ((arguments.source, arguments.adapter), (arguments.directory, None)):
-        model, tokenizer = load(path, dtype="float32", adapter=adapter)
+        model, tokenizer = load(path, dtype="float32", mesh=mesh, adapter=adapter)
         if tokenizer is None:
             print("note: without a tokenizer no KL of packing is measured", file=sys.stderr)
             return

@@ -5,10 +5,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptoss_jax import cli
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.loading import DTYPES, checkpoint_directory, find_tokenizer
+
+if TYPE_CHECKING:
+    from gptoss_jax.model.config import Config
 
 PROMPTS = Path(__file__).parent / "inference" / "drift_prompts.jsonl"
 
@@ -41,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-tokens", type=cli.number(int, 1), default=512, metavar="N", help="a turn (512)"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    cli.add_mesh(parser)
     parser.add_argument("--json", action="store_true", help="every text, as one JSON object")
     return parser
 
@@ -49,15 +54,16 @@ def _report(arguments: argparse.Namespace) -> None:
     if (arguments.adapter is None) == (arguments.tuned is None):
         raise UsageError("give --adapter DIR or --tuned DIR, one of them")
     from gptoss_jax.inference import drift
-    from gptoss_jax.loading import load
+    from gptoss_jax.loading import choose_mesh, load
 
     prompts = drift.read_prompts(arguments.prompts)
     sides = [(arguments.base, None), (arguments.tuned or arguments.base, arguments.adapter)]
-    for path, adapter in sides:
-        _check(path, adapter)
+    sizes = [_check(path, adapter) for path, adapter in sides]
+    # One for both where they are of the same sizes, so that it is said once.
+    meshes = {s: choose_mesh(s, arguments.mesh, drift.BATCH) for s in dict.fromkeys(sizes)}
     found = []
-    for path, adapter in sides:
-        model, tokenizer = load(path, dtype=arguments.dtype, adapter=adapter)
+    for (path, adapter), each in zip(sides, sizes, strict=True):
+        model, tokenizer = load(path, dtype=arguments.dtype, mesh=meshes[each], adapter=adapter)
         assert tokenizer is not None  # `_check` saw to it
         found.append(drift.observe(model, tokenizer, prompts, arguments.max_tokens))
         del model  # one at a time
@@ -74,8 +80,8 @@ def _report(arguments: argparse.Namespace) -> None:
         print(f"\n{changed}")
 
 
-def _check(path: str, adapter: str | None) -> None:
-    """Raises a UserError for what cannot be asked; before the other one has been, for minutes."""
+def _check(path: str, adapter: str | None) -> "Config":
+    """The sizes; a UserError for what cannot be asked, before the other has been for minutes."""
     from gptoss_jax.checkpoint.adapters import read_adapter
     from gptoss_jax.checkpoint.load import open_source
 
@@ -85,6 +91,7 @@ def _check(path: str, adapter: str | None) -> None:
         raise UserError(f"{path}: has no tokenizer")
     if adapter is not None:
         read_adapter(adapter, sizes)
+    return sizes
 
 
 if __name__ == "__main__":

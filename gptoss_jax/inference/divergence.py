@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
+from gptoss_jax import sharding
 from gptoss_jax.inference.completion import render_chat
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
@@ -24,14 +26,20 @@ PROMPTS = (
 def log_probabilities(
     model: GptOss, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS
 ) -> list[np.ndarray]:
-    """float32 [T, V] of each prompt, rendered as a conversation that the model is to answer."""
+    """float32 [T, V] of each prompt, rendered as a conversation that the model is to answer.
 
-    @jax.jit
+    The model is on one device, or over a mesh.
+    """
+
     def of(model: GptOss, tokens_BT: jax.Array) -> jax.Array:
         return jax.nn.log_softmax(model(tokens_BT)[0], axis=-1)
 
+    if (mesh := sharding.mesh_of(model.embedding_VD[...])) is not None:
+        specs = sharding.parameter_specs(model, sharding.split_of(model.config, dict(mesh.shape)))
+        of = jax.shard_map(of, mesh=mesh, in_specs=(specs, P()), out_specs=P(), check_vma=False)
+    compiled = jax.jit(of)
     rendered = [render_chat(tokenizer, [{"role": "user", "content": text}]) for text in prompts]
-    return [np.asarray(of(model, jnp.asarray([ids], jnp.int32))) for ids in rendered]
+    return [np.asarray(compiled(model, jnp.asarray([ids], jnp.int32))) for ids in rendered]
 
 
 def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:

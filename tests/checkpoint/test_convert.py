@@ -51,8 +51,11 @@ def test_the_directory_stands_anywhere_among_the_flags(words, monkeypatch, tmp_p
         "a b --to gguf",
         "a b --to hf --layers 2",
         "a b --to hf --seed 2",
+        "a b --to hf --mesh expert=2",
+        "a b --to peft --adapter c --mesh expert=2",
         "a b --synthetic 20b",
         "a --synthetic 20b --to hf",
+        "a --synthetic 20b --mesh expert=2",
         "a --synthetic 7b",
         "a --synthetic 20b --layers 0",
         "a --synthetic 20b --layers x",
@@ -84,9 +87,14 @@ def test_a_terminal_gets_a_bar(published, layout, tmp_path, capsys, monkeypatch)
     assert "writing: 100%" in capsys.readouterr().err
 
 
-def test_orbax_warns_of_nothing(published, tmp_path, caplog):
-    assert convert.main([str(published), str(tmp_path / "target"), "--to", "orbax"]) == 0
+@pytest.mark.parametrize("mesh", ["data=1", "tensor=2"])
+def test_orbax_warns_of_nothing(published, tmp_path, caplog, mesh):
+    target, back = str(tmp_path / "target"), tmp_path / "back"
+    assert convert.main([str(published), target, "--to", "orbax", "--mesh", mesh]) == 0
     assert caplog.messages == []
+    assert convert.main([target, str(back), "--to", "hf"]) == 0
+    files = (published / "model.safetensors", back / "model.safetensors")
+    assert len({file.read_bytes() for file in files}) == 1
 
 
 def test_quantising_is_said(published, tmp_path, capsys):

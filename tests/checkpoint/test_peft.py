@@ -1,6 +1,7 @@
 """Adapters in PEFT's layout: there and back, in PEFT's own hands, and merged."""
 
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -291,6 +292,20 @@ def test_packing_tells_what_it_costs(tmp_path, capsys, dense):
     assert 0 < float(line.split("KL ")[1].split(" ")[0]) < 1
 
 
+def test_what_packing_costs_is_the_same_over_a_mesh(tmp_path, capsys):
+    peft.save(nano_adapter(), nano_config(), "nano", tmp_path / "adapter")
+    costs = []
+    for mesh in ("data=1", "expert=4,tensor=2"):
+        words = ["nano", str(tmp_path / mesh), "--to", "original", "--mesh", mesh]
+        assert convert.main([*words, "--adapter", str(tmp_path / "adapter")]) == 0
+        costs.append(float(capsys.readouterr().err.split("KL ")[1].split(" ")[0]))
+    assert costs[0] == pytest.approx(costs[1], rel=0.02)  # three digits are shown
+    words = ["nano", str(tmp_path / "third"), "--to", "original", "--mesh", "expert=3"]
+    assert convert.main([*words, "--adapter", str(tmp_path / "adapter")]) == 2
+    assert "--mesh expert=3: " in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
 @functools.cache
 def nano_config() -> Config:
     return load("nano", dtype="float32")[0].config
@@ -315,7 +330,7 @@ def test_a_failure_leaves_the_target_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
 
     def full(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
         patch.setattr(peft, "write_json", full)
