@@ -49,7 +49,9 @@ def created(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         yield
-    except BaseException:  # an interrupt too: what is left would refuse the next try
+    except BaseException as error:  # an interrupt too: what is left would refuse the next try
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(directory)  # a failed write knows no name
         shutil.rmtree(directory)
         if existed:
             directory.mkdir()

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -227,3 +228,13 @@ def test_a_directory_that_is_not_empty_is_not_written_to(copy, published):
 def test_unknown_layout(published, tmp_path):
     with pytest.raises(UserError, match="unknown layout 'gguf'"):
         save_model(load_model(published), "gguf", tmp_path / "target")
+
+
+def test_a_failed_write_names_the_directory(tmp_path):
+    """Which the operating system's error alone does not."""
+    with (
+        pytest.raises(OSError, match=r"File too large: '.*/new'"),
+        output.created(tmp_path / "new"),
+    ):
+        raise OSError(errno.EFBIG, "File too large")
+    assert not (tmp_path / "new").exists()
