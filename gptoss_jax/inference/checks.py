@@ -36,8 +36,8 @@ def check_sampling(request: Request, vocab_size: int) -> None:
 
 
 def _check_types(request: Request) -> None:
-    whole = ["max_tokens", "top_k", "seed"] + ["logprobs"] * (request.logprobs is not None)
-    for name in whole:
+    whole = ["max_tokens", "top_k", "seed", "priority"]
+    for name in whole + ["logprobs"] * (request.logprobs is not None):
         _check_type(name, getattr(request, name), numbers.Integral, "a whole number")
     penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
     for name in ("temperature", "top_p", "min_p", *penalties):

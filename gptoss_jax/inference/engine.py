@@ -162,8 +162,8 @@ class Engine:
             not loaded.
         """
         config, prompt = self.model.config, request.prompt
-        check_prompt(config, prompt, request.max_tokens)
         check_sampling(request, config.vocab_size)
+        check_prompt(config, prompt, request.max_tokens)
         if len(prompt) >= self._room.context:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens; the engine has room for "
@@ -273,11 +273,13 @@ class Engine:
     def run(self, asked: Iterable[Request]) -> Iterator[tuple[int, list[int]]]:
         """Submits all; gives (number of the request, its new tokens) as they come.
 
-        Whoever stops iterating cancels them.
+        Whoever stops iterating cancels them, as does one that cannot be.
         """
-        number = {self.submit(request): index for index, request in enumerate(asked)}
-        seen = dict.fromkeys(number, 0)
+        number: dict[requests.Sequence, int] = {}
         try:
+            for index, request in enumerate(asked):
+                number[self.submit(request)] = index
+            seen = dict.fromkeys(number, 0)
             while self.busy:
                 for sequence in self.step():
                     if sequence in number:

@@ -24,6 +24,7 @@ class Tallies:
         self._programs = programs
         self._kept: Tally | None = None
         self._row_of: dict[Sequence, int] = {}
+        self._asking: set[int] = set()  # rows of what is kept that hold more than zeros
         self._size = 0  # rows a part, of what is kept
 
     def of_prefill(self, rows: Rows[Sequence | None], added: Rows[int]) -> Tally:
@@ -46,7 +47,8 @@ class Tallies:
             return Tally.none(len(rows))
         size = len(rows) // self._programs.parts
         before = [self._row_of.get(s, -1) if s and s.request.adjusts else -1 for s in rows]
-        stays = all(old in (row, -1) for row, old in enumerate(before))
+        # Also nobody has left: the next in that row would have its biases.
+        stays = {row for row, old in enumerate(before) if old == row} == self._asking
         new = any(_asks(s) and old < 0 for s, old in zip(rows, before, strict=True))
         if self._kept is not None and self._size == size and stays and not new:
             return self._kept
@@ -59,6 +61,7 @@ class Tallies:
         if tally.seen_BV.shape[1]:
             self._kept, self._size = tally, len(rows) // self._programs.parts
             self._row_of = {s: row for row, s in enumerate(rows) if s is not None}
+            self._asking = {row for row, s in enumerate(rows) if _asks(s)}
 
     def _renewed(self, old: Tally | None, from_: Rows[int], begin: Rows[Sequence | None]) -> Tally:
         programs, size = self._programs, len(begin) // self._programs.parts

@@ -49,9 +49,21 @@ def turns(engine: Engine, tokenizer: Tokenizer, asked: Iterable[Request]) -> Ite
     Args:
       engine: of the model.
       tokenizer: its tokenizer.
-      asked: how many is not bounded.
+      asked: how many is not bounded. Whoever stops iterating cancels the rest, as does one that
+        cannot be.
     """
-    sequences = [engine.submit(request) for request in asked]
+    sequences: list[Sequence] = []
+    try:
+        sequences.extend(engine.submit(request) for request in asked)
+        yield from _in_order(engine, tokenizer, sequences)
+    finally:
+        for sequence in sequences:
+            engine.cancel(sequence)
+
+
+def _in_order(
+    engine: Engine, tokenizer: Tokenizer, sequences: list[Sequence]
+) -> Iterator[BatchTurn]:
     under_way = {s: _UnderWay(TurnReader(tokenizer, s.request.stop), []) for s in sequences}
     for sequence in sequences:
         while not (sequence.ended or under_way[sequence].reader.stopped):

@@ -195,6 +195,29 @@ def test_cancelling_frees_the_pages_before_the_next_call(small_pages, model):
     assert len(tokens) == 5
 
 
+def test_nobody_has_the_biases_of_one_that_has_left(model):
+    """The third's row goes to the fourth while the first, which has a penalty, stays."""
+    greedy = {"temperature": 0.0}
+    asked = [
+        Request(prompt(12, seed=1), 60, frequency_penalty=0.1, **greedy),
+        Request(prompt(12, seed=2), 60, **greedy),
+        Request(prompt(12, seed=3), 3, logit_bias={7: 100.0}, **greedy),
+        Request(prompt(12, seed=4), 20, **greedy),
+    ]
+    made = answers(engine_of(model, max_sequences=3, reuse=False), asked)
+    assert made[2] == [7] * 3
+    best = full_logits(model, [*asked[3].prompt, *made[3]]).argmax(-1)
+    assert made[3] == best[11:-1].tolist()
+
+
+def test_one_that_cannot_be_leaves_none_of_the_others(engine):
+    asked = [Request(prompt(5), 4), Request(prompt(5), 4, priority="high")]  # pyright: ignore
+    with pytest.raises(UserError, match="priority is 'high'; it must be a whole number"):
+        next(engine.run(asked))
+    engine.step()
+    assert not engine.busy
+
+
 def test_whoever_stops_iterating_cancels(model):
     engine = engine_of(model)
     for _, _ in engine.run([Request(prompt(5), 60)]):

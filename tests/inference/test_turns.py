@@ -5,6 +5,7 @@ import math
 import pytest
 
 import gptoss_jax
+from gptoss_jax.errors import UserError
 from gptoss_jax.inference.completion import completions, render_chat
 from gptoss_jax.inference.engine import engine_for
 from gptoss_jax.inference.requests import Request
@@ -49,6 +50,16 @@ def test_what_has_stopped_is_cancelled_within_a_step(nano, engine):
     asked = Request(prompt, 90, temperature=1.0, logit_bias=long.logit_bias, stop=stop)
     (again,) = turns(engine, tokenizer, [asked])
     assert again.finish_reason == "stop" and again.text == ""
+    engine.step()
+    assert not engine.busy and engine.held_pages == 0
+
+
+def test_whoever_stops_iterating_cancels_the_rest(nano, engine):
+    prompt = render_chat(nano[1], QUESTION)
+    for _ in turns(engine, nano[1], [Request(prompt, 150)] * 5):
+        break
+    with pytest.raises(UserError, match="max_tokens is 0"):
+        next(turns(engine, nano[1], [Request(prompt, 150), Request(prompt, 0)]))
     engine.step()
     assert not engine.busy and engine.held_pages == 0
 
