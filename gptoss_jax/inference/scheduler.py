@@ -26,6 +26,8 @@ VERIFIED = 8
 # Sequences of such a call: more of them keep a device busy without guesses, and each has the logits
 # of all its tokens.
 _MOST_VERIFIED = 8
+# Waiting sequences that one step looks past, beside those that could run: the host has little time.
+_MOST_PASSED = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Scheduler:
         self._reuse = reuse
         self._waiting: list[Sequence] = []
         self._calls = 0
+        self._overtook = False  # somebody under way, in the last call of prompts
         self._prefilled_last = False
 
     @property
@@ -204,8 +207,9 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Lets those begin who can, in their order: nobody overtakes one that is too large now."""
-        # Of more than can run at once none could begin.
-        for sequence in self._waiting[: self._sequences * len(self.parts)]:
+        for sequence in self._waiting[: self._sequences * len(self.parts) + _MOST_PASSED]:
+            if all(len(part.running) == self._sequences for part in self.parts):
+                return
             if self._reuse:
                 root = sequence.adapter.root if sequence.adapter else b""
                 sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys, root)
@@ -280,9 +284,19 @@ class Scheduler:
         return min(WIDTHS[-1], whole if self._reuse and whole > 0 else left)
 
     def _prefill(self, prefilling: list[Sequence]) -> Prefill:
-        """The sequence that waited longest, and as many others as the call has rows for."""
+        """The sequence that waited longest, and as many others as the call has rows for.
+
+        One that begins goes before those under way, but not twice on end: a long prompt gets every
+        other call, however many begin meanwhile.
+        """
         self._calls += 1
-        prefilling = sorted(prefilling, key=lambda s: (s.served, -s.request.priority, s.order))
+
+        def turn(s: Sequence) -> tuple:
+            last = self._overtook and not s.served
+            return last, s.served, -s.request.priority, s.order
+
+        prefilling = sorted(prefilling, key=turn)
+        self._overtook = not prefilling[0].served and any(s.served for s in prefilling)
         width = width_for(self._chunk(prefilling[0]))
         fitting = [s for s in prefilling if self._chunk(s) <= width]
         of_part = [[s for s in fitting if s.part == i] for i in range(len(self.parts))]

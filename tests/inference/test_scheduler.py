@@ -251,6 +251,39 @@ def test_who_waits_for_a_prefix_lets_others_pass_and_gives_up_with_its_leader():
     assert copy.reused == 8  # of the leader's first chunk
 
 
+def scheduled(prompts, sequences=2):
+    """(a scheduler of one part, what waits in it)."""
+    scheduler = Scheduler(sequences=sequences, pages=400, rings=400)
+    waiting = [
+        Sequence(Request(ids, 1), order, len(ids) + 1, list(ids))
+        for order, ids in enumerate(prompts)
+    ]
+    for sequence in waiting:
+        scheduler.add(sequence)
+    return scheduler, waiting
+
+
+def test_a_long_prompt_is_not_kept_waiting_by_those_that_begin():
+    """It gets every other call, though each step finds somebody new."""
+    scheduler, (long, *short) = scheduled([[9] * 200, *([n] * 4 for n in range(100, 140))])
+    calls = []
+    while not long.ended:
+        call = scheduler.next(1)
+        calls.append(long in call.rows)
+        scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+    assert sum(calls) == -(-200 // WIDTHS[-1]) + 1  # a last page is not shared
+    assert len(calls) <= 2 * sum(calls)
+    assert any(sequence.ended for sequence in short)
+
+
+def test_a_free_place_is_not_kept_for_copies_that_wait():
+    """Two copies wait for the first; whoever comes behind them need not."""
+    scheduler, (first, *copies, other) = scheduled([[9] * 60] * 4 + [[5] * 6])
+    scheduler.next(1)
+    assert first.stage is Stage.PREFILLING and other.stage is Stage.PREFILLING
+    assert {copy.stage for copy in copies} == {Stage.WAITING}
+
+
 Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestScheduler = Machine.TestCase
 
