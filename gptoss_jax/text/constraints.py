@@ -62,6 +62,7 @@ arguments{{n}}: {{arguments}}
 # llguidance's time grows with the square of the symbols, and its stack with the depth of the rules.
 _MOST_CHARACTERS = 400_000
 _STACK_BYTES = 512 << 20
+_STACK_SIZE = threading.Lock()  # the next thread's is the process's
 _LIMITS = llguidance.LLParserLimits(max_grammar_size=30_000)
 # Tokens: between two looks for an ending, beyond one when that need not be, of the longest.
 _LOOK_EVERY = 16
@@ -174,12 +175,15 @@ def _compiled(tokenizer: llguidance.LLTokenizer, grammar: str) -> llguidance.LLM
 
 def _on_a_large_stack(function: Callable[[], _T]) -> _T:
     """A rule that leads to another is a frame more; the main thread's stack holds some hundred."""
-    before = threading.stack_size(_STACK_BYTES)
-    try:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(function).result()
-    finally:
-        threading.stack_size(before)
+    with _STACK_SIZE:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread = ThreadPoolExecutor(1)
+            future = thread.submit(function)  # which starts it
+        finally:
+            threading.stack_size(before)
+    with thread:
+        return future.result()
 
 
 def _check_satisfiable(tokenizer: llguidance.LLTokenizer, answer: str) -> None:

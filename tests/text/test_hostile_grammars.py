@@ -1,5 +1,6 @@
 """Schemas and expressions made to take for ever: each is refused, or followed, in bounded time."""
 
+import threading
 import time
 from pathlib import Path
 from random import Random
@@ -21,6 +22,17 @@ _COMPILE, _MASK = 6.0, 2.0
 @pytest.fixture(scope="module")
 def tokenizer():
     return load_tokenizer(Path(gptoss_jax.__file__).parent / "nano")
+
+
+def test_no_other_thread_gets_the_large_stack():
+    """As two that compile at once would leave it to each other, or to nobody."""
+    before = threading.stack_size()
+
+    def later() -> int:
+        time.sleep(0.1)
+        return threading.stack_size()
+
+    assert constraints._on_a_large_stack(later) == before
 
 
 def deep(levels: int) -> dict:
