@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -39,7 +38,13 @@ def log_probabilities(
         of = jax.shard_map(of, mesh=mesh, in_specs=(specs, P()), out_specs=P(), check_vma=False)
     compiled = jax.jit(of)
     rendered = [render_chat(tokenizer, [{"role": "user", "content": text}]) for text in prompts]
-    return [np.asarray(compiled(model, jnp.asarray([ids], jnp.int32))) for ids in rendered]
+    found = []
+    for ids in rendered:
+        # All of one length, so that one program does; no token sees those behind it.
+        tokens_BT = np.zeros((1, max(map(len, rendered))), np.int32)
+        tokens_BT[0, : len(ids)] = ids
+        found.append(np.asarray(compiled(model, tokens_BT))[: len(ids)])
+    return found
 
 
 def divergence(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
