@@ -71,7 +71,10 @@ def _answer(arguments: argparse.Namespace) -> "tuple[str, list[ResponseFormat]]"
     if arguments.json_schema is None:
         make = constraints.lark if arguments.grammar else constraints.xml
         return make(_read(arguments.grammar or arguments.xml_schema)), []
-    schema = json.loads(_read(arguments.json_schema))
+    try:
+        schema = json.loads(_read(arguments.json_schema))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     formats = [ResponseFormat("answer", schema)] if isinstance(schema, dict) else []
     return constraints.json_schema(schema), formats
 

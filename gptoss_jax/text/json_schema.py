@@ -66,7 +66,9 @@ def _walk(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> An
 def _names_as_patterns(node: dict[str, Any]) -> dict[str, Any]:
     """`propertyNames` with nothing but a pattern, where no property is named."""
     names = node.get("propertyNames")
-    if not isinstance(names, dict) or "pattern" not in names or set(names) - {"pattern", "type"}:
+    if not isinstance(names, dict) or set(names) - {"pattern", "type"}:
+        return node
+    if not isinstance(names.get("pattern"), str) or names.get("type", "string") != "string":
         return node
     if node.get("properties") or node.get("patternProperties"):
         return node
@@ -100,5 +102,6 @@ def _requires(branch: Any) -> bool:
         isinstance(branch, dict)
         and branch.get("type", "object") == "object"
         and isinstance(branch.get("required"), list)
+        and all(isinstance(name, str) for name in branch["required"])
         and isinstance(branch.get("properties", {}), dict)
     )

@@ -159,3 +159,16 @@ def test_schemas_are_rewritten_where_nothing_wrong_comes_of_it(
     constraint = Constraint(tokenizer, constraints.json_schema(schema), raw=True)
     assert first_refused(tokenizer, constraint, follows + "<|return|>") is None
     assert first_refused(tokenizer, constraint, does_not + "<|return|>") is not None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "propertyNames": {"pattern": []}},
+        {"type": "object", "propertyNames": {"pattern": "^a$", "type": "integer"}},
+        {"oneOf": [{"required": [[1]]}, {"required": ["b"]}]},
+    ],
+)
+def test_what_a_rewriting_does_not_understand_is_left_to_the_compiler(tokenizer, schema):
+    with pytest.raises(GrammarError):
+        Constraint(tokenizer, constraints.json_schema(schema))

@@ -1,5 +1,6 @@
 """Schemas and expressions made to take for ever: each is refused, or followed, in bounded time."""
 
+import argparse
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from walk import allowed
 
 import gptoss_jax
+from gptoss_jax import constraint_flags
 from gptoss_jax.text import constraints, load_tokenizer
 from gptoss_jax.text.constraints import Constraint, GrammarError, Matcher
 
@@ -189,3 +191,10 @@ def test_large_xml_schemas_are_bounded_too(tokenizer, body, message):
         with pytest.raises(GrammarError, match=message):
             Constraint(tokenizer, constraints.xml(_XS.format(body)))
     assert time.perf_counter() - began < 2 * _COMPILE
+
+
+def test_a_file_that_is_nested_too_deeply_is_said_to_be(tmp_path):
+    (tmp_path / "deep.json").write_text('{"a":' * 100_000)
+    asked = argparse.Namespace(regex=None, json_schema=tmp_path / "deep.json")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        constraint_flags._answer(asked)
