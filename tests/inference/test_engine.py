@@ -211,7 +211,7 @@ def test_nobody_has_the_biases_of_one_that_has_left(model):
 
 
 def test_one_that_cannot_be_leaves_none_of_the_others(engine):
-    asked = [Request(prompt(5), 4), Request(prompt(5), 4, priority="high")]  # pyright: ignore
+    asked = [Request(prompt(5), 4), Request(prompt(5), 4, priority="high")]  # pyright: ignore - a wrong type
     with pytest.raises(UserError, match="priority is 'high'; it must be a whole number"):
         next(engine.run(asked))
     engine.step()
