@@ -1,7 +1,8 @@
 """Generated problems with checkable answers: what nano learns, and what it is tested with.
 
 A problem is a pure function of (skill, seed, index, split). Which split it may be in depends on
-what it asks alone, so that no problem of validation or test is ever trained on in other words.
+what it asks alone, so that no problem of validation or test is ever trained on in other words; but
+of `refusal` the wording is what is asked, and of `about` a greeting is part of it.
 """
 
 import bisect
