@@ -122,7 +122,7 @@ def _optimizer() -> Settings:
     optimizer.clip = 1.0  # largest global norm of the gradient
     optimizer.schedule = "cosine"  # or "wsd": warm-up, stable, linear decay
     optimizer.warmup_steps = 100
-    optimizer.decay_steps = 200  # of wsd
+    optimizer.decay_steps = 200  # of wsd, the last ones; of a shorter run all are in the decay
     optimizer.final_fraction = 0.1  # of lr, at the last step
     return optimizer
 
@@ -139,7 +139,7 @@ _LEAST = {
     **{"checkpoint_every": 1, "data.seed": 0, "data.sequence_length": 2, "data.open_rows": 1},
     **{"model.vocab_size": 0, "optimizer.lr": 0, "optimizer.b1": 0, "optimizer.b2": 0},
     # Without eps a parameter that never had a gradient is divided 0 by 0; less is 0 in float32.
-    **{"optimizer.eps": 1e-37, "optimizer.weight_decay": 0, "optimizer.clip": 0},
+    **{"optimizer.eps": 1e-37, "optimizer.weight_decay": 0, "optimizer.clip": 1e-6},
     **{"preference.beta": 1e-6},
     **{"optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, "optimizer.final_fraction": 0},
 }
@@ -173,10 +173,15 @@ def _from_file(path: Path) -> Settings:
         raise ConfigError(f"--config {path}: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config() returns no ConfigDict")
-    known = defaults()
-    for field, value in fields(config).items():
+    known, given = defaults(), fields(config)
+    for field, value in given.items():
         if not field.startswith(_MIXTURE):
             _same_type(field, _get(known, field), value)
+    if missing := [field for field in fields(known) if field not in given]:
+        raise ConfigError(
+            f"--config {path}: get_config() gives no {missing[0]}; begin it with "
+            "gptoss_jax.training.settings.defaults()"
+        )
     return config
 
 
@@ -195,8 +200,13 @@ def _get(config: Settings, field: str) -> Any:
     known = fields(config)
     if field in known:
         return known[field]
-    if field.startswith(_MIXTURE):  # the skills' names are checked with all values
+    skill = field.removeprefix(_MIXTURE)
+    if skill != field and "." not in skill:  # the skills' names are checked with all values
         return 0.0
+    if field == _MIXTURE.rstrip("."):
+        raise ConfigError(
+            f"config.{field} is a group; give skills weights, as config.{field}.sort=1"
+        )
     inner = [name for name in known if name.startswith(f"{field}.")]
     if inner:
         raise ConfigError(f"config.{field} is a group; set one of its fields, as config.{inner[0]}")
@@ -288,10 +298,11 @@ def _check_together(config: Settings) -> None:
             f"config.accumulation: {config.accumulation} does not divide config.batch_size "
             f"{config.batch_size}"
         )
-    if data.kind == "tasks" and data.paths:
-        raise ConfigError(
-            "config.data.paths: not read with data.kind tasks; give data.kind jsonl or pairs"
-        )
+    for paths in ("paths", "validation_paths"):
+        if data.kind == "tasks" and data[paths]:
+            raise ConfigError(
+                f"config.data.{paths}: not read with data.kind tasks; give data.kind jsonl or pairs"
+            )
     _check_meant(config)
     if config.lora.targets and not config.base:
         raise ConfigError("config.base: empty; name the checkpoint that lora.targets are of")
@@ -316,12 +327,16 @@ def _check_meant(config: Settings) -> None:
         )
     known = fields(defaults())
     for field, value in fields(config).items():
-        if value == known.get(field, value):
+        if value == known.get(field):
             continue
         if field.startswith("lora.") and not config.lora.targets:
             raise ConfigError(f"config.{field}: means nothing without config.lora.targets")
         if field.startswith("model.") and config.base:
             raise ConfigError(f"config.{field}: the sizes are config.base's; leave it out")
+        if field.startswith("preference.") and config.data.kind != "pairs":
+            raise ConfigError(f"config.{field}: means nothing without config.data.kind pairs")
+        if field.startswith(_MIXTURE) and config.data.kind != "tasks":
+            raise ConfigError(f"config.{field}: means nothing without config.data.kind tasks")
 
 
 def adapter_of(config: Settings) -> Adapter | None:

@@ -91,6 +91,14 @@ def test_a_mixture_is_overridden_by_task():
             "data.paths=chats.jsonl",
             "config.data.paths: not read with data.kind tasks; give data.kind",
         ),
+        ("data.validation_paths=chats.jsonl", "config.data.validation_paths: not read with data.k"),
+        (
+            "data.mixture=sort",
+            "config.data.mixture is a group; give skills weights, as config.data",
+        ),
+        ("data.mixture.a.b=1", "config.data.mixture.a.b: no such field"),
+        ("optimizer.clip=0", "config.optimizer.clip: 0.0 must be at least 1e-06"),
+        ("preference.beta=0.5", "config.preference.beta: means nothing without config.data.kind p"),
         ("lora.rank=16", "config.lora.rank: means nothing without config.lora.targets"),
     ],
 )
@@ -127,6 +135,10 @@ def test_what_would_have_no_effect_beside_a_base_is_refused(override, expected):
         ("def get_config():\n    c = defaults()\n    c.stesp = 3\n    return c", "stesp"),
         ("def get_config():\n    c = defaults()\n    c.steps = 'x'\n    return c", "steps"),
         ("def get_config():\n    return {}", "returns no ConfigDict"),
+        (
+            "from ml_collections import ConfigDict as get_config",
+            r"gives no accumulation; begin it with gptoss_jax\.training\.settings\.defaults\(\)",
+        ),
         ("def get_config(:", "SyntaxError"),
         ("", "get_config"),
     ],
@@ -145,13 +157,20 @@ def test_a_mistake_in_the_file_is_one_line(write, body, expected):
         ({"sort": float("nan")}, "config.data.mixture.sort: nan must be a number up to"),
         ({"sort": "much"}, "config.data.mixture.sort: 'much' must be a number from 0"),
         ({"sort": 0}, "config.data.mixture: the mixture has no weight above 0"),
-        ({"repeat": 1}, "config.data.mixture: the mixture has no weight above 0"),  # never held out
+        ({"repeat": 1}, "config.data.mixture: nothing but 'repeat', of which no problem is held"),
     ],
 )
 def test_a_mixture_that_cannot_be(mixture, expected):
     config = settings.load(NANO)
     config.data.mixture = ConfigDict(mixture)
     with pytest.raises(settings.ConfigError, match=re.escape(expected)):
+        settings.check(config)
+
+
+def test_a_mixture_for_files_is_refused():
+    config = settings.load(NANO, [("data.mixture.sort", "1")])
+    config.data.kind, config.data.paths = "jsonl", ("chats.jsonl",)
+    with pytest.raises(settings.ConfigError, match=r"config\.data\.mixture\.sort: means nothing"):
         settings.check(config)
 
 
