@@ -23,12 +23,13 @@ _DATA = "data"  # in a checkpoint's custom metadata
 class Checkpoints:
     """The checkpoints of a run directory; use as a context, whose end waits for the last write."""
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int, *, reads: bool = False):
         """Opens or makes the directory.
 
         Args:
           directory: holds one directory a checkpoint, named by the step.
           keep: how many of the latest stay.
+          reads: only that; what a live run there is writing is left alone.
         """
         orbax_output.keep_short()
         policies: Any = ocp.training.save_decision_policies
@@ -38,7 +39,7 @@ class Checkpoints:
             # Which steps are saved is the loop's matter.
             save_decision_policy=policies.FixedIntervalPolicy(1),
             preservation_policy=preservation.LatestN(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not reads,
         )
 
     def __enter__(self) -> "Checkpoints":

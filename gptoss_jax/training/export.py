@@ -20,6 +20,7 @@ from gptoss_jax.text import tokenizer_for
 from gptoss_jax.training import run_directory
 from gptoss_jax.training.base import Base
 from gptoss_jax.training.checkpoints import Checkpoints
+from gptoss_jax.training.settings import Settings, adapter_of
 from gptoss_jax.training.step import Trainer
 
 
@@ -83,6 +84,20 @@ def _await_writer() -> None:
         multihost_utils.sync_global_devices("export")
 
 
+def trained_whole(workdir: Path) -> Settings:
+    """The config of a run that trains all of a model.
+
+    Raises:
+      UserError: there is no run, or it is an adapter's.
+    """
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir}: no run directory; it has no config.json")
+    config = run_directory.read(workdir)
+    if adapter_of(config) is not None:
+        raise UserError(f"{workdir}: the run of an adapter, which has no master weights")
+    return config
+
+
 def master_model(workdir: Path, sizes: Config) -> GptOss:
     """The newest checkpoint of a run, with float32 parameters as they are trained.
 
@@ -91,12 +106,10 @@ def master_model(workdir: Path, sizes: Config) -> GptOss:
       sizes: of its network, as its export's config.json has them.
 
     Raises:
-      UserError: there is no run, or no checkpoint of these sizes.
+      UserError: as `trained_whole`, or no checkpoint of these sizes.
     """
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir}: no run directory; it has no config.json")
-    trainer = Trainer(run_directory.read(workdir), sizes)
-    with Checkpoints(workdir / "checkpoints", keep=1_000_000) as kept:
+    trainer = Trainer(trained_whole(workdir), sizes)
+    with Checkpoints(workdir / "checkpoints", keep=1_000_000, reads=True) as kept:
         if kept.latest is None:
             raise UserError(f"{workdir}: has no checkpoint")
         state, _ = kept.load(trainer.abstract_state())

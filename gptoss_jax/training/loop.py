@@ -68,15 +68,22 @@ def run(
     ):
         loop = _Loop(trainer, base, sources, directory, kept)
         loop.begin()
-        if loop.steps(stop):
+        ended = loop.steps(stop)
+        if ended:
             loop.finish(workdir / "export")
     for split, source in (("training", sources.train), ("validation", sources.validation)):
         if source is not None and source.skipped:
             _say(f"left out {source.skipped} bad examples of the {split} data")
+    if not ended:  # only here is the checkpoint written to its end
+        _say(f"stopped by SIGTERM after step {loop.done}, now saved; run again to go on")
 
 
 class _Loop:
-    """A run under way."""
+    """A run under way.
+
+    Attributes:
+      done: how many steps are.
+    """
 
     def __init__(
         self,
@@ -103,6 +110,11 @@ class _Loop:
     def begin(self) -> None:
         """The first state, or the newest checkpoint's."""
         latest = self._checkpoints.latest
+        if latest is not None and latest > self._config.steps:
+            raise UserError(
+                f"config.steps: {self._config.steps}, but the run in {self._directory.path} has "
+                f"done {latest}; give at least as many, or another --workdir"
+            )
         like = self.trainer.abstract_state()
         of_pairs = self._config.data.kind == "pairs"
         if latest is None or self.trainer.adapter is not None or of_pairs:
@@ -123,8 +135,8 @@ class _Loop:
             _say(f"resumed after step {latest}")
         if self.trainer.adapter is None:
             self._base = None
-        self._done = latest or 0
-        self._directory.begin(self._done)
+        self.done = latest or 0
+        self._directory.begin(self.done)
 
     def _refer(self) -> None:
         """Gives the pairs what the base thinks of them."""
@@ -172,30 +184,29 @@ class _Loop:
           Stopped: it was told before.
         """
         config = self._config
-        if self._done < config.steps:
+        if self.done < config.steps:
             rows = self._feed.batch()
             self._ready(rows)  # compiling takes its time, in which it may be told
         stop.at_once = False
         if spread.any_of(stop.told):
             raise Stopped
-        self._meter.start(self._done)
-        while self._done < config.steps:
+        self._meter.start(self.done)
+        while self.done < config.steps:
             where, data = self._feed.where(), self._feed.states()
             metrics = self._dispatch(rows)
-            if self._done + 1 < config.steps:
+            if self.done + 1 < config.steps:
                 rows = self._feed.batch()  # while the device computes
             metrics = jax.device_get(metrics)
-            self._done += 1
+            self.done += 1
             self._check(metrics, where)
             self._log(metrics)
-            last = self._done == config.steps
-            if last or self._done % config.eval_every == 0:
+            last = self.done == config.steps
+            if last or self.done % config.eval_every == 0:
                 self._evaluate()
             stopping = spread.any_of(stop.told)
-            if last or self._done % config.checkpoint_every == 0 or stopping:
-                self._checkpoints.save(self._done, self.state, self._of_all_feeds(data))
+            if last or self.done % config.checkpoint_every == 0 or stopping:
+                self._checkpoints.save(self.done, self.state, self._of_all_feeds(data))
             if stopping and not last:
-                _say(f"stopped by SIGTERM after step {self._done}, now saved; run again to go on")
                 return False
         return True
 
@@ -236,7 +247,7 @@ class _Loop:
 
     def _ready(self, rows: Batch) -> tuple[Callable, tuple]:
         """The next step's program, compiled where it has not been, and its arguments."""
-        qat = 0 <= self._config.qat_start <= self._done
+        qat = 0 <= self._config.qat_start <= self.done
         batch = in_parts(rows, self._config.accumulation)
         batch = spread.placed(batch, self._sizes, self._mesh, self._parts)
         began = time.perf_counter()
@@ -269,12 +280,10 @@ class _Loop:
         if problems:
             good = self._checkpoints.latest
             kept = f"the checkpoint of step {good} is kept" if good else "no checkpoint yet"
-            raise UserError(
-                f"step {self._done}: {problems[0]}; batch {self._done}: {where}; {kept}"
-            )
+            raise UserError(f"step {self.done}: {problems[0]}; batch {self.done}: {where}; {kept}")
 
     def _log(self, metrics: dict[str, np.ndarray]) -> None:
-        step, every = self._done, self._config.log_every
+        step, every = self.done, self._config.log_every
         if step % every and step not in (1, self._config.steps):
             return
         speeds = self._meter.read(step)
@@ -290,12 +299,12 @@ class _Loop:
         if self._sources.validation is None:
             return self._directory.plot()
         began = time.perf_counter()
-        qat = 0 <= self._config.qat_start < self._done
+        qat = 0 <= self._config.qat_start < self.done
         given = (self.state.params, self._base)
         metrics = self._validate("validation", self.trainer.eval_step, given, qat)
         if metrics:
             _say(
-                f"step {self._done} validation loss {metrics['loss']:.4f} accuracy "
+                f"step {self.done} validation loss {metrics['loss']:.4f} accuracy "
                 f"{100 * metrics['accuracy']:.2f} %"
             )
         self._directory.plot()
@@ -314,7 +323,7 @@ class _Loop:
         if sums is None:
             return None
         metrics = summary(sums)
-        self._directory.record(self._done, name, metrics)
+        self._directory.record(self.done, name, metrics)
         return metrics
 
     def _validation_rows(self) -> Iterator[Batch]:

@@ -221,6 +221,14 @@ def test_sigterm_ends_the_step_and_saves(run, tmp_path):
     assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+def test_fewer_steps_than_are_done_are_refused(run):
+    assert run(lambda step: np.nan if step == 6 else 2)[0] == 1
+    code, line = run(lambda step: 2, "--config.steps=3")
+    assert code == 1
+    assert line.startswith("error: config.steps: 3, but the run in ")
+    assert line.endswith("has done 4; give at least as many, or another --workdir")
+
+
 def test_sigterm_before_the_first_step_is_no_failure(run, tmp_path, monkeypatch):
     """While data is read, and while the step compiles; what was saved stays as it was."""
 
@@ -356,8 +364,11 @@ def test_what_is_being_written_takes_no_device_memory(tmp_path):
         kept.save(1, state, [{"next": 1}])
         there = [x for x in jax.live_arrays() if x.shape == (100_003,)]
         assert sum(x.sharding.memory_kind == "device" for x in there) == len(values)
-    with Checkpoints(tmp_path / "kept", keep=2) as kept:
+    writing = tmp_path / "kept" / "2.orbax-checkpoint-tmp"  # by a run that is alive
+    writing.mkdir()
+    with Checkpoints(tmp_path / "kept", keep=2, reads=True) as kept:
         loaded, data = kept.load(like)
+    assert writing.exists()
     assert loaded.params["w"].sharding.memory_kind == "device" and data == [{"next": 1}]
     np.testing.assert_array_equal(loaded.optimizer["m"], values["m"])
 
