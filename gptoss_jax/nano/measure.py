@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
-from gptoss_jax.errors import UserError
-from gptoss_jax.training.tasks import LESSONS, PRACTICE, SKILLS, Problem
+from gptoss_jax.errors import UsageError, UserError
+from gptoss_jax.training.tasks import HELD_OUT, SKILLS, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
 
 if TYPE_CHECKING:
@@ -88,7 +88,12 @@ def into_card(card: Path, text: str) -> None:
     card.write_text(f"{before}{_BEGIN}\n{text}{_END}{after}")
 
 
-def _arguments() -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
+    """The verb; returns its exit code."""
+    return cli.run(_measure, _parser().parse_args(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = cli.parser(
         "nano.measure",
         "Measures nano's skills.",
@@ -100,8 +105,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
-    known = SKILLS | LESSONS | PRACTICE
-    parser.add_argument("--skills", nargs="+", choices=known, default=list(SKILLS))
+    parser.add_argument("--skills", nargs="+", choices=HELD_OUT, default=list(SKILLS))
     parser.add_argument(
         "--seeds", type=cli.number(int, 1), default=1, help="sets of problems, each of --count"
     )
@@ -111,23 +115,31 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--run", metavar="DIR", type=Path, help="of train: unpacked weights too")
     parser.add_argument("--card", type=Path, help="a model card to write the table into")
     cli.add_parallelism(parser)
-    return parser.parse_args()
+    return parser
 
 
 def _command(arguments: argparse.Namespace) -> str:
     given = " --adapter ADAPTER" if arguments.adapter else ""
     given += f" --cache {arguments.cache}" if arguments.cache else ""
     given += " --run RUN" if arguments.run else ""
+    given += f" --mesh {arguments.mesh}" if arguments.mesh else ""
+    given += f" --dtype {arguments.dtype}" if arguments.dtype != "float32" else ""
+    if arguments.skills != list(SKILLS):
+        given += f" --skills {' '.join(arguments.skills)}"
     given += f" --count {arguments.count}"
     given += f" --seeds {arguments.seeds}" if arguments.seeds > 1 else ""
     return f"python -m gptoss_jax.nano.measure DIR{given}"
 
 
-def _main(arguments: argparse.Namespace) -> None:
+def _measure(arguments: argparse.Namespace) -> None:
     from gptoss_jax.loading import checkpoint_directory, choose_mesh, load
     from gptoss_jax.model.config import read_config
-    from gptoss_jax.training.export import master_model
+    from gptoss_jax.training.export import master_model, trained_whole
 
+    if arguments.card and set(arguments.skills) != set(SKILLS):
+        raise UsageError("--card: holds the table of all skills; leave --skills out")
+    if arguments.run:
+        trained_whole(arguments.run)
     distributed.join(arguments)
     config = read_config(checkpoint_directory(arguments.checkpoint))
     mesh = choose_mesh(config, arguments.mesh)
@@ -154,5 +166,4 @@ def _main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    options = _arguments()
-    sys.exit(cli.run(_main, options))
+    sys.exit(main())

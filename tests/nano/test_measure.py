@@ -1,5 +1,6 @@
 """What measures nano: turns from tokens, and the table in the model card."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from gptoss_jax.nano import measure
 from gptoss_jax.text import load_tokenizer
 from gptoss_jax.text.harmony import render_conversation
 from gptoss_jax.text.tokenizer import RETURN
+from gptoss_jax.training import settings
 from gptoss_jax.training.examples import example
 from gptoss_jax.training.tasks import problem
 from gptoss_jax.training.tasks.evaluation import Score, evaluate
@@ -86,3 +88,30 @@ def test_a_card_without_marks_is_refused(tmp_path):
     card.write_text("nothing here")
     with pytest.raises(UserError, match="skills: begin"):
         measure.into_card(card, "text")
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    def measured(*words):
+        code = measure.main(["nano", *words])
+        return code, capsys.readouterr().err.splitlines()[-1]
+
+    with pytest.raises(SystemExit, match="2"):
+        measured("--skills", "repeat")
+    assert "invalid choice: 'repeat'" in capsys.readouterr().err
+    code, line = measured("--skills", "sort", "--card", "README.md")
+    assert (code, line) == (2, "error: --card: holds the table of all skills; leave --skills out")
+    code, line = measured("--run", str(tmp_path))
+    assert (code, line) == (1, f"error: {tmp_path}: no run directory; it has no config.json")
+    config = settings.load("configs/lora_nano.py")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    code, line = measured("--run", str(tmp_path))
+    assert code == 1
+    assert line.endswith("the run of an adapter, which has no master weights")
+
+
+def test_the_report_names_the_command_that_measured_it(capsys):
+    given = ["--count", "1", "--skills", "about", "--dtype", "bfloat16", "--mesh", "data=1"]
+    assert measure.main(["nano", *given]) == 0
+    shown = capsys.readouterr().out
+    command = shown.split("Measured by `python -m gptoss_jax.nano.measure DIR ")[1].split("`")[0]
+    assert sorted(command.split()) == sorted(given)

@@ -26,6 +26,7 @@ from gptoss_jax.training.tasks.setting import situated
 
 __all__ = [
     "DEFAULT_MIXTURE",
+    "HELD_OUT",
     "LESSONS",
     "PRACTICE",
     "SKILLS",
@@ -33,6 +34,7 @@ __all__ = [
     "Problem",
     "ToolCall",
     "conversation",
+    "practised",
     "problem",
 ]
 
@@ -63,6 +65,7 @@ PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
 }
 _ALL = SKILLS | LESSONS | PRACTICE
 _NOT_HELD_OUT = "repeat"  # all of it is the training's
+HELD_OUT = tuple(skill for skill in _ALL if skill != _NOT_HELD_OUT)
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
     "addition": 0.10,
@@ -107,9 +110,11 @@ def problem(skill: str, seed: int, index: int, split: str) -> Problem:
       split: train, validation or test.
 
     Raises:
-      UserError: the skill or the split is unknown.
+      UserError: the skill or the split is unknown, or the skill has no problems of that split.
     """
     _check(skill, split)
+    if split != "train" and skill == _NOT_HELD_OUT:
+        raise UserError(f"skill {skill!r} is for training alone; no problem of it is held out")
     return _problem(Random(f"{seed} {split} {skill} {index}"), skill, split)
 
 
@@ -133,14 +138,28 @@ def conversation(
     weights = mixture or _default(index, split)
     for skill in weights:
         _check(skill, split)
+    if not any(weight > 0 for weight in weights.values()):
+        raise UserError("the mixture has no weight above 0")
     if split != "train":
         weights = {skill: weight for skill, weight in weights.items() if skill != _NOT_HELD_OUT}
     totals = list(itertools.accumulate(weights.values()))
     if not totals or totals[-1] <= 0:
-        raise UserError("the mixture has no weight above 0")
+        raise UserError(
+            f"nothing but {_NOT_HELD_OUT!r}, of which no problem is held out to validate with; add "
+            "a skill"
+        )
     rng = Random(f"{seed} {split} mixture {index}")
     place = bisect.bisect(totals, rng.random() * totals[-1])
     return _problem(rng, list(weights)[place], split).conversation()
+
+
+def practised(split: str, mixture: Mapping[str, float] | None = None) -> list[str]:
+    """The skills that conversations of a split and a mixture are made of."""
+    phases = [mixture or DEFAULT_MIXTURE]
+    if split == "train" and not mixture:
+        phases += [phase for _, phase in _CURRICULUM]
+    drawn = {skill for phase in phases for skill, weight in phase.items() if weight > 0}
+    return [skill for skill in _ALL if skill in drawn and (split == "train" or skill in HELD_OUT)]
 
 
 def _default(index: int, split: str) -> Mapping[str, float]:

@@ -346,8 +346,10 @@ def test_the_mixture_weighs_skills():
         tasks.problem("sort", 0, 0, "eval")
     with pytest.raises(UserError, match="no weight"):
         tasks.conversation(0, 0, "train", {"sort": 0.0})
-    with pytest.raises(UserError, match="no weight"):
+    with pytest.raises(UserError, match="nothing but 'repeat', of which no problem is held out"):
         tasks.conversation(0, 0, "validation", {"repeat": 1.0})
+    with pytest.raises(UserError, match="'repeat' is for training alone"):
+        tasks.problem("repeat", 0, 0, "test")
     messages = tasks.conversation(0, 0, "validation", {"repeat": 1.0, "product": 1.0})
     assert messages[-1].content.isdigit()
 
