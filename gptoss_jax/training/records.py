@@ -27,7 +27,9 @@ def conversation(line: bytes, config: Settings, tokenizer: Tokenizer) -> Example
       TextError: it cannot be rendered.
     """
     raw = _object(line, {"messages"}, 'give an object {"messages": […]}')
-    return of_messages(_messages(raw, raw["messages"]), config, tokenizer)
+    one = example_of(_messages(raw, raw["messages"]), config, tokenizer)
+    _check_length(one, config)
+    return one
 
 
 def pair(line: bytes, config: Settings, tokenizer: Tokenizer) -> Pair:
@@ -45,7 +47,7 @@ def pair(line: bytes, config: Settings, tokenizer: Tokenizer) -> Pair:
     for side in ("chosen", "rejected"):
         try:
             messages = _messages(raw, raw["prompt"] + raw[side])
-            sides.append(_example(messages, config, tokenizer))
+            sides.append(example_of(messages, config, tokenizer))
         except (UserError, TextError) as error:
             raise UserError(f"{side}: {error}") from None
     both = paired(*sides)
@@ -53,16 +55,14 @@ def pair(line: bytes, config: Settings, tokenizer: Tokenizer) -> Pair:
     return both
 
 
-def of_messages(messages: Sequence[Message], config: Settings, tokenizer: Tokenizer) -> Example:
-    """The example of a conversation that fits a row.
+def example_of(messages: Sequence[Message], config: Settings, tokenizer: Tokenizer) -> Example:
+    """The example of a conversation of any length.
 
     Raises:
-      UserError: it is too long.
       TextError: it cannot be rendered.
     """
-    one = _example(messages, config, tokenizer)
-    _check_length(one, config)
-    return one
+    data = config.data
+    return example(tokenizer, messages, data.train_on, keep_analysis=data.keep_analysis)
 
 
 def _object(line: bytes, lists: set[str], form: str) -> dict[str, Any]:
@@ -90,11 +90,6 @@ def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
         if isinstance(message, dict) and all(message.get(name) is None for name in _SAYING):
             raise UserError(f"messages[{i}]: says nothing; give content")
     return from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
-
-
-def _example(messages: Sequence[Message], config: Settings, tokenizer: Tokenizer) -> Example:
-    data = config.data
-    return example(tokenizer, messages, data.train_on, keep_analysis=data.keep_analysis)
 
 
 def _check_length(one: Unit, config: Settings) -> None:

@@ -9,9 +9,13 @@ from typing import Protocol
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.text import TextError, Tokenizer
+from gptoss_jax.text.harmony import Message
 from gptoss_jax.training import records
 from gptoss_jax.training.examples import Example, Unit
 from gptoss_jax.training.settings import Settings
+
+# How many problems a skill are looked at before a run, and how many conversations, so far apart.
+_LOOKED_AT, _APART = 100, 500
 
 
 class Source(Protocol):
@@ -24,8 +28,10 @@ class Source(Protocol):
     """
 
     size: int | None
-    skipped: int
     fingerprint: str
+
+    @property
+    def skipped(self) -> int: ...
 
     def __getitem__(self, index: int) -> Unit | None:
         """The example; None if it is bad and bad ones are skipped."""
@@ -135,36 +141,90 @@ class JsonLines:
 
 
 class Tasks:
-    """Generated problems: example i of a seed is always the same, and there is no last one."""
+    """Generated problems: example i of a seed is always the same, and there is no last one.
+
+    Those longer than a row are left out, though not whole skills of them.
+    """
 
     def __init__(self, config: Settings, tokenizer: Tokenizer, split: str):
+        """Looks at some problems of each skill.
+
+        Args:
+          config: `data` has the mixture, the seed and the length of a row.
+          tokenizer: must have the harmony specials.
+          split: train or validation.
+
+        Raises:
+          UserError: names a skill with problems longer than a row, unless `data.skip_bad`; then if
+            not one of the mixture is shorter.
+        """
         # Not at the top: whoever trains on files needs no tasks.
-        self._make = importlib.import_module("gptoss_jax.training.tasks").conversation
+        self._tasks = importlib.import_module("gptoss_jax.training.tasks")
         self._config = config
         self._tokenizer = tokenizer
         self._split = split
-        self._mixture = config.data.mixture.to_dict()
+        mixture = config.data.mixture.to_dict()
+        # A base looks things up already: the practice that nano begins with is not for it.
+        self._mixture = self._tasks.DEFAULT_MIXTURE if config.base and not mixture else mixture
+        self._too_long: set[int] = set()
         self.size: int | None = None
-        self.skipped = 0
-        self.fingerprint = f"tasks {split} {config.data.seed} {sorted(self._mixture.items())}"
+        crc = self._look()
+        weights = sorted((self._mixture or self._tasks.DEFAULT_MIXTURE).items())
+        self.fingerprint = f"tasks {split} {config.data.seed} {weights} {crc:08x}"
+
+    @property
+    def skipped(self) -> int:
+        return len(self._too_long)
 
     def __getitem__(self, index: int) -> Example | None:
-        """Raises a UserError that names the problem if it does not fit the context."""
-        messages = self._make(self._config.data.seed, index, self._split, self._mixture)
-        try:
-            return records.of_messages(messages, self._config, self._tokenizer)
-        except (UserError, TextError) as error:
-            if not self._config.data.skip_bad:
-                raise UserError(f"{self.where(index)}: {error}") from None
-            self.skipped += 1
+        messages = self._tasks.conversation(
+            self._config.data.seed, index, self._split, self._mixture
+        )
+        one = self._rendered(messages, self.where(index))
+        if one.length > self._config.data.sequence_length:
+            self._too_long.add(index)
             return None
+        return one
 
     def where(self, index: int) -> str:
         return f"{self._split} problem {index}"
 
+    def _look(self) -> int:
+        """Refuses rows that are too short; a checksum that other generators or tokens change."""
+        seed, row = self._config.data.seed, self._config.data.sequence_length
+        crc, fit = 0, False
+        for skill in self._tasks.practised(self._split, self._mixture):
+            problems = (self._tasks.problem(skill, seed, i, self._split) for i in range(_LOOKED_AT))
+            ones = [self._rendered(one.conversation(), skill) for one in problems]
+            longest = max(one.length for one in ones)
+            if longest > row and not self._config.data.skip_bad:
+                raise UserError(
+                    f"config.data.sequence_length: {row} tokens do not hold {skill}, whose "
+                    f"problems have up to {longest}; give more, or set config.data.mixture.* to "
+                    "skills without it"
+                )
+            fit |= min(one.length for one in ones) <= row
+            crc = _checksum(ones, crc)
+        if not fit:
+            raise UserError(f"config.data.sequence_length: {row} tokens hold no problem at all")
+        drawn = (
+            self._tasks.conversation(seed, index, self._split, self._mixture)
+            for index in range(0, _LOOKED_AT * _APART, _APART)
+        )
+        return _checksum([self._rendered(one, self._split) for one in drawn], crc)
+
+    def _rendered(self, messages: list[Message], where: str) -> Example:
+        try:
+            return records.example_of(messages, self._config, self._tokenizer)
+        except TextError as error:
+            raise UserError(f"{where}: {error}") from None
+
 
 def _fingerprint(examples: Sequence[Unit]) -> str:
-    crc = 0
+    return f"{len(examples)} conversations {_checksum(examples):08x}"
+
+
+def _checksum(examples: Sequence[Unit], crc: int = 0) -> int:
     for one in (segment for unit in examples for segment in unit.segments):
         crc = zlib.crc32(one.learn_S.tobytes(), zlib.crc32(one.ids_S.tobytes(), crc))
-    return f"{len(examples)} conversations {crc:08x}"
+    return crc

@@ -2,14 +2,19 @@
 
 import json
 import sys
-import types
 
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from gptoss_jax import train
 from gptoss_jax.errors import UserError
-from gptoss_jax.text.harmony import from_chat
+from gptoss_jax.text import o200k_harmony
+from gptoss_jax.training import tasks
+from gptoss_jax.training.records import example_of
 from gptoss_jax.training.sources import open_sources
+from gptoss_jax.training.tasks import words
+from gptoss_jax.training.tasks.vocabulary import word
 
 USER = {"role": "user", "content": "hi"}
 GOOD = json.dumps({"messages": [USER, {"role": "assistant", "content": "hello"}]})
@@ -121,35 +126,65 @@ def test_the_verb_fails_before_it_loads_the_trainer(write, config, tmp_path, cap
 
 
 @pytest.fixture
-def tasks(config, monkeypatch):
-    """Stands for the generator: problem 3 is too long."""
-    module = types.ModuleType("gptoss_jax.training.tasks")
+def skills(config):
+    """Takes tasks of these skills alone, in rows of this length."""
+    config.data.kind, config.data.paths = "tasks", ()
 
-    def conversation(seed, index, split, mixture):
-        text = "long " * 300 if index == 3 else f"{split} {index}"
-        said = {"role": "assistant", "content": text}
-        return from_chat([{"role": "user", "content": f"{seed} {mixture}"}, said])
+    def of(length, *names):
+        config.data.sequence_length = length
+        config.data.mixture = ConfigDict(dict.fromkeys(names, 1.0))
 
-    module.conversation = conversation
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    config.data.kind = "tasks"
+    return of
 
 
-@pytest.mark.usefixtures("tasks")
-def test_tasks_come_by_index_and_split(config, tokenizer):
+def test_tasks_come_by_index_and_split(skills, config, tokenizer):
+    skills(512, "sort", "product")
     found = open_sources(config, tokenizer)
-    assert found.train.size is None
-    text = tokenizer.decode(found.train[7].ids_S)
-    assert "train 7" in text
-    assert "validation 7" in tokenizer.decode(found.validation[7].ids_S)
+    assert (found.train.size, found.train.skipped) == (None, 0)
+    ids = example_of(tasks.conversation(0, 7, "train", config.data.mixture), config, tokenizer)
+    np.testing.assert_array_equal(found.train[7].ids_S, ids.ids_S)
     assert found.train.fingerprint != found.validation.fingerprint
+    again = open_sources(config, tokenizer)
+    assert again.train.fingerprint == found.train.fingerprint
 
 
-@pytest.mark.usefixtures("tasks")
-def test_a_task_that_does_not_fit_is_named_or_skipped(config, tokenizer):
-    source = open_sources(config, tokenizer).train
-    with pytest.raises(UserError, match=r"train problem 3: .* more than the context"):
-        source[3]
+def test_tasks_that_do_not_fit_are_refused_before_training(skills, config, tokenizer):
+    skills(256, "sort", "recall_far")
+    named = (
+        r"sequence_length: 256 tokens do not hold recall_far, whose problems have up to 1\d\d\d;"
+    )
+    with pytest.raises(UserError, match=named):
+        open_sources(config, tokenizer)
     config.data.skip_bad = True
-    assert source[3] is None
-    assert source.skipped == 1
+    skills(256, "recall_far")
+    with pytest.raises(UserError, match="256 tokens hold no problem at all"):
+        open_sources(config, tokenizer)
+
+
+def test_what_is_left_out_of_tasks_is_counted_once(skills, config, tokenizer):
+    config.data.skip_bad = True
+    skills(256, "sort", "recall_middle")
+    source = open_sources(config, tokenizer).validation
+    for _ in range(2):  # as validation does
+        shown = [source[index] for index in range(40)]
+    assert 0 < shown.count(None) == source.skipped < 40
+    assert max(one.length for one in shown if one) <= 256
+
+
+def test_other_generators_and_other_tokens_are_other_data(skills, config, tokenizer, monkeypatch):
+    """Though every name and number in the config is the same: a resumed run would notice."""
+    skills(512, "reverse")
+    seen = [open_sources(config, tokenizer).train.fingerprint]
+    seen.append(open_sources(config, o200k_harmony()).train.fingerprint)
+    monkeypatch.setattr(words, "word", lambda rng: word(rng)[1:])
+    seen.append(open_sources(config, tokenizer).train.fingerprint)
+    assert len(set(seen)) == 3
+
+
+def test_a_base_is_spared_the_practice_that_nano_begins_with(config, tokenizer):
+    config.data.kind, config.data.sequence_length = "tasks", 1280
+    first = open_sources(config, tokenizer).train[0]
+    config.base = "nano"
+    of_base = open_sources(config, tokenizer).train[0]
+    assert "Write " in tokenizer.decode(first.ids_S)
+    assert "Write " not in tokenizer.decode(of_base.ids_S)
