@@ -11,6 +11,8 @@ import pytest
 from gptoss_jax import cli
 from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UsageError, UserError
+from gptoss_jax.inference.engine import engine_for
+from gptoss_jax.loading import load
 from gptoss_jax.model.config import PRESETS
 from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning import (
@@ -51,9 +53,10 @@ def test_bytes_of_20b_counted_by_hand():
     layer = 2 * (projections + sinks + router + norms)
     table = 201_088 * hidden * 2
     assert counted.weights == 24 * (layer + 32 * expert) + 2 * table + 2 * hidden
-    # 64 pages of 128, a ring of 128, of each one that is nobody's. Keys and values, bfloat16.
+    # 64 pages of 128, and rings of 128: its own, and for its prefixes one and one a four pages; of
+    # each one that is nobody's. Keys and values, bfloat16.
     position = 2 * 8 * 64 * 2
-    assert counted.kv_cache == position * 12 * (65 * 128 + 2 * 128)
+    assert counted.kv_cache == position * 12 * (65 * 128 + (1 + 1 + 1 + 16) * 128)
     read = position * 12 * (8192 + 128)
     logits = 201_088 * 4
     row = 2 * hidden
@@ -431,3 +434,11 @@ def test_nano_compiled_for_a_slice(tmp_path, monkeypatch):
     assert row["compiled_with"].startswith("jax ")
     assert row["collectives"]["all-reduce"]["count"] == 2 * 6
     assert row["decode_bytes"]["compiled"] > row["decode_bytes"]["minimum"]
+
+
+def test_an_engine_allocates_what_is_planned():
+    """Planned is bfloat16; on a CPU the cache is float32."""
+    model, tokenizer = load("nano")
+    engine = engine_for(model, tokenizer, 4, max_tokens=1024)
+    planned = arithmetic.count(model.config, {}, 4, 1024).kv_cache
+    assert engine.cache_bytes == 2 * planned

@@ -36,6 +36,18 @@ class Room:
     context: int
 
 
+def rings_for(sequences: int, pages: int, *, reuse: bool = True) -> int:
+    """How many rings of each sliding layer a part has.
+
+    Args:
+      sequences: that run at once, with a ring each.
+      pages: of each full layer.
+      reuse: whether rings of prompts are kept: one for each sequence's, and for each of the largest
+        chunks before.
+    """
+    return sequences + (sequences + pages // 4 if reuse else 0)
+
+
 def room_for(
     programs: Sequence[Programs],
     devices: Sequence[Any],
@@ -54,19 +66,15 @@ def room_for(
       context: the longest one's tokens.
       pages: of each full layer; None: enough for all sequences at their longest, or as many as fit
         in what every device has free, and then no sequence can be longer than all of them.
-      reuse: whether rings of prompts are kept: one for each sequence's, and for each of the largest
-        chunks before.
+      reuse: as `rings_for` takes it.
 
     Raises:
       UserError: no page fits.
     """
 
-    def rings(pages: int) -> int:
-        return sequences + (sequences + pages // 4 if reuse else 0)
-
     def nbytes(pages: int) -> int:
-        platform = devices[0].platform
-        return sum(one.cache_bytes(pages, rings(pages), platform) for one in programs)
+        rings, platform = rings_for(sequences, pages, reuse=reuse), devices[0].platform
+        return sum(one.cache_bytes(pages, rings, platform) for one in programs)
 
     if pages is None:
         pages = _fitting(devices, sequences * pages_for(context), nbytes)
@@ -76,7 +84,7 @@ def room_for(
                 "beside the weights; use more devices or fewer sequences at once"
             )
         context = min(context, pages * PAGE)
-    return Room(pages, rings(pages), context)
+    return Room(pages, rings_for(sequences, pages, reuse=reuse), context)
 
 
 def _fitting(devices: Sequence[Any], most: int, nbytes: Callable[[int], int]) -> int:

@@ -118,6 +118,7 @@ class Sequence:
       ring: id, or 0 for none.
       source: the ring its next prefill chunk goes on from; another's, if not its own.
       keys: of the prompt's whole pages.
+      ends: numbers of pages after which a chunk of its prompt ends, for others to go on from there.
       reused: prompt tokens that were in the cache already.
       served: the number of the step that last prefilled it.
       begun: how often it was given pages: more than once, if it was displaced.
@@ -139,6 +140,7 @@ class Sequence:
     ring: int = 0
     source: int = 0
     keys: list[bytes] = dataclasses.field(default_factory=list)
+    ends: set[int] = dataclasses.field(default_factory=set)
     reused: int = 0
     served: int = 0
     begun: int = 0

@@ -227,21 +227,30 @@ class Scheduler:
             self._begin(sequence, chosen)
 
     def _awaits(self, sequence: Sequence) -> bool:
-        """Whether more of its prompt will be kept than is now, once another's is computed."""
+        """Whether more of its prompt will be kept than is now, once another's is computed.
+
+        That one's chunks then end where the two prompts part.
+        """
         with_room = [part for part in self.parts if len(part.running) < self._sequences]
         prefilling = [s for part in with_room for s in part.running if s.stage is Stage.PREFILLING]
-        coming = max((_shared(other, sequence) for other in prefilling), default=0)
-        return coming > 0 and coming > max(self._kept(sequence, part) for part in with_room)
+        coming = {other: _common(other, sequence) for other in prefilling}
+        coming = {other: n for other, n in coming.items() if n * PAGE > other.computed}
+        leader = max(coming, key=lambda other: coming[other], default=None)
+        if leader is None or coming[leader] <= max(self._kept(sequence, p) for p in with_room):
+            return False
+        leader.ends.add(coming[leader])
+        return True
+
+    def _there(self, sequence: Sequence, part: Part) -> int:
+        """How many of the sequence's first pages are there."""
+        wanted = sequence.keys[: _shareable(sequence)]
+        missing = (n for n, key in enumerate(wanted) if part.pages.find(key) is None)
+        return next(missing, len(wanted))
 
     def _kept(self, sequence: Sequence, part: Part) -> int:
-        """How many of the sequence's first pages are there, with the ring at their end."""
-        found = 0
-        for count, key in enumerate(sequence.keys[: _shareable(sequence)], 1):
-            if part.pages.find(key) is None:
-                break
-            if part.rings.find(key) is not None:
-                found = count
-        return found
+        """How many of those it can go on behind: a ring is kept where they end."""
+        there = range(self._there(sequence, part), 0, -1)
+        return next((n for n in there if part.rings.find(sequence.keys[n - 1]) is not None), 0)
 
     def _fits(self, sequence: Sequence, part: Part) -> bool:
         kept = self._kept(sequence, part)
@@ -272,6 +281,8 @@ class Scheduler:
         sequence.source = source or sequence.ring
         sequence.part = where
         sequence.computed = kept * PAGE
+        # Whoever comes next can go on where this one would have liked to.
+        sequence.ends = {self._there(sequence, part)}
         sequence.reused = max(sequence.reused, min(sequence.computed, len(sequence.request.prompt)))
         sequence.stage = Stage.PREFILLING
         sequence.begun += 1
@@ -280,8 +291,9 @@ class Scheduler:
     def _chunk(self, sequence: Sequence) -> int:
         """How many tokens its next chunk has: to share pages, one ends where others can go on."""
         left = len(sequence.tokens) - sequence.computed
-        whole = _shareable(sequence) * PAGE - sequence.computed
-        return min(WIDTHS[-1], whole if self._reuse and whole > 0 else left)
+        pages = (*sequence.ends, _shareable(sequence)) if self._reuse else ()
+        to_ends = [n * PAGE - sequence.computed for n in pages]
+        return min(WIDTHS[-1], left, *(n for n in to_ends if n > 0))
 
     def _prefill(self, prefilling: list[Sequence]) -> Prefill:
         """The sequence that waited longest, and as many others as the call has rows for.
@@ -382,13 +394,11 @@ def _shareable(sequence: Sequence) -> int:
     return (len(sequence.tokens) - 1) // PAGE
 
 
-def _shared(leader: Sequence, follower: Sequence) -> int:
-    """Pages of a prompt being computed that another one can go on from, where a chunk ends."""
-    last = _shareable(leader) * PAGE
-    ends = {last, *range(leader.computed + WIDTHS[-1], last, WIDTHS[-1])}
-    pages = [end // PAGE for end in ends if end > leader.computed and end % PAGE == 0]
-    fitting = [n for n in pages if n <= min(len(leader.keys), _shareable(follower))]
-    return max((n for n in fitting if leader.keys[n - 1] == follower.keys[n - 1]), default=0)
+def _common(one: Sequence, other: Sequence) -> int:
+    """Pages that both prompts begin with, and that either can go on behind."""
+    most = min(_shareable(one), _shareable(other), len(one.keys), len(other.keys))
+    # A key stands for all before it.
+    return bisect.bisect_left(range(most), True, key=lambda n: one.keys[n] != other.keys[n])
 
 
 def _in_parts(of_part: list[list[Sequence]], size: int) -> list[Sequence | None]:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from gptoss_jax import sharding
+from gptoss_jax.inference.memory import rings_for
 from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.kernels.attention.xla import pages_a_block
 from gptoss_jax.kernels.moe import grouped
@@ -84,7 +85,9 @@ def count(
     logits = own * config.vocab_size // ways(split.vocab) * 4
     return Bytes(
         weights=sum(sizes.values()),
-        kv_cache=LayerCache.nbytes(config, pages, own, _CACHE_DTYPE, kv_heads, eight_bit=cache),
+        kv_cache=LayerCache.nbytes(
+            config, pages, rings_for(own, pages), _CACHE_DTYPE, kv_heads, eight_bit=cache
+        ),
         decode_minimum=round(experts * active / held) + dense + own * row + read + logits,
     )
 

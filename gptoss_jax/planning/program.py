@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.decode import Rules, State
+from gptoss_jax.inference.memory import rings_for
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.scheduler import width_for
 from gptoss_jax.kernels.attention.eight_bit import EightBit
@@ -128,9 +129,10 @@ def call(
     programs = Programs(abstract(config), mesh if mesh.size > 1 else None, cache)
     platform = next(iter(mesh.devices.flat)).platform
     own = batch // programs.parts
-    pages = pages_for(context)
-    layers = jax.eval_shape(programs.pools(own * pages, own, platform))
-    state = State.idle(layers, rows, pages + 1)
+    each = pages_for(context)
+    pages = own * each
+    layers = jax.eval_shape(programs.pools(pages, rings_for(own, pages), platform))
+    state = State.idle(layers, rows, each + 1)
     state, rules = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         for tree in (state, Rules.greedy(rows, config.vocab_size, limit=0))

@@ -284,6 +284,36 @@ def test_a_free_place_is_not_kept_for_copies_that_wait():
     assert {copy.stage for copy in copies} == {Stage.WAITING}
 
 
+def prefilled(scheduler, waiting):
+    """Lets all end; how many tokens were computed of each one's prompt."""
+    computed = dict.fromkeys(waiting, 0)
+    while (call := scheduler.next(1)) is not None:
+        for sequence, added in zip(call.rows, call.added, strict=True):
+            computed[sequence] = computed.get(sequence, 0) + added
+        scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+    return [computed[sequence] for sequence in waiting]
+
+
+COMMON = list(range(100, 114))  # three pages and a half: no chunk of eight ends where they do
+
+
+def test_a_common_beginning_is_computed_once_by_all_who_come_together():
+    prompts = [COMMON + [9 + n] * 30 for n in range(4)]
+    assert prefilled(*scheduled(prompts)) == [44, 32, 32, 32]
+
+
+def test_a_common_beginning_is_found_out_by_the_second_who_comes():
+    """Its pages are there, and it makes the ring that the third goes on from."""
+    scheduler, found = Scheduler(sequences=2, pages=400, rings=400), []
+    for n in range(3):
+        ids = COMMON + [9 + n] * 30
+        sequence = Sequence(Request(ids, 1), n, len(ids) + 1, list(ids))
+        scheduler.add(sequence)
+        found += prefilled(scheduler, [sequence])
+    # A chunk of eight happened to end within: the second computes one of the three pages.
+    assert found == [44, 36, 32]
+
+
 Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 TestScheduler = Machine.TestCase
 
