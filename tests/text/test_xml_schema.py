@@ -99,6 +99,39 @@ def test_walks_through_facets_are_valid(tokenizer, base, facets):
     check_walks(tokenizer, of_type(base, facets), 20)
 
 
+def _enumeration(*values: str) -> str:
+    return "".join(f'<xs:enumeration value="{value}"/>' for value in values)
+
+
+@pytest.mark.parametrize(
+    ("base", "above", "below", "left"),
+    [
+        ("string", _enumeration("ab", "abc", "b"), '<xs:minLength value="2"/>', {"ab", "abc"}),
+        ("string", _enumeration("ab", "cd"), '<xs:pattern value="a."/>', {"ab"}),
+        ("string", '<xs:pattern value="a."/>', _enumeration("ab", "ac"), {"ab", "ac"}),
+        ("int", '<xs:maxInclusive value="7"/>', _enumeration("7", "+5"), {"7", "5"}),
+        ("decimal", _enumeration("1.50", "2.5"), '<xs:maxExclusive value="2.5"/>', {"1.5"}),
+        ("token", '<xs:maxLength value="3"/>', _enumeration(" a  b "), {"a b"}),
+    ],
+)
+def test_an_enumeration_keeps_to_the_facets_around_it(tokenizer, base, above, below, left):
+    text = schema(
+        f"""<xs:simpleType name="w"><xs:restriction base="xs:{base}">{above}</xs:restriction>
+        </xs:simpleType><xs:simpleType name="v"><xs:restriction base="w">{below}</xs:restriction>
+        </xs:simpleType><xs:element name="r" type="v"/>"""
+    )
+    found = check_walks(tokenizer, text, 20)
+    assert {re.sub("<[^>]*>", "", document).strip() for document in found} == left
+
+
+def test_a_pattern_beside_an_enumeration_holds_for_it(tokenizer):
+    """A validator refuses to read the schema, of whose values one cannot be."""
+    text = of_type("string", '<xs:pattern value="a."/>' + _enumeration("ab", "cd"))
+    found = {random_answer(tokenizer, constraints.xml(text), seed, most=800) for seed in range(9)}
+    assert any(document and "ab" in document for document in found)
+    assert not any(document and "cd" in document for document in found)
+
+
 def test_walks_through_an_order_are_valid(tokenizer):
     found = "".join(check_walks(tokenizer, ORDER, 30))
     assert all(f"<{name}" in found for name in ("billTo", "prepaid", "comment", "item", "part"))

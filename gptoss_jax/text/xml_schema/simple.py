@@ -91,7 +91,7 @@ class Simple:
       patterns: as `forms`, of values in which nothing is escaped.
       least: characters at least.
       most: characters at most, None for any number.
-      values: an enumeration, None for none.
+      values: an enumeration of fitting lengths, None for none; forms and patterns hold for it too.
     """
 
     kind: Kind
@@ -107,10 +107,10 @@ class Simple:
         Args:
           attribute: it stands between double quotes, and not between tags.
         """
-        if self.values is not None:
-            return f"/{'|'.join(_literal(value) for value in self.values)}/"
         parts = [*self.forms]
-        if self.kind in ("text", "line", "words"):
+        if self.values is not None:
+            parts.append("|".join(_literal(value) for value in self.values))
+        elif self.kind in ("text", "line", "words"):
             breaks = "\\n\\t" if self.kind == "text" and not attribute else ""
             quote = "" if attribute else '"'
             inner = f"(?:[{breaks}{quote}{_PLAIN}]|{_ENTITY})"
@@ -170,10 +170,10 @@ def restrict(base: Simple, node: Element) -> Simple:
         either = "|".join(f"(?:{pattern})" for pattern in patterns)
         base = dataclasses.replace(base, patterns=(*base.patterns, either))
     if values:
-        base = dataclasses.replace(base, values=_enumerated(base, values, bool(patterns), node))
+        base = dataclasses.replace(base, values=_enumerated(base, values))
     if base.most is not None and base.least > base.most:
         raise GrammarError(f"{shown(node)}: no text has {base.least} to {base.most} characters")
-    return base
+    return base if base.values is None else dataclasses.replace(base, values=_fitting(base, node))
 
 
 def _narrowed(base: Simple, facet: Element) -> Simple:
@@ -217,18 +217,35 @@ def _number(facet: Element) -> Decimal:
     return number
 
 
-def _enumerated(base: Simple, values: list[str], patterned: bool, node: Element) -> tuple[str, ...]:
-    if patterned:
-        raise GrammarError(f"{shown(node)}: a pattern beside xs:enumeration is not supported")
+def _enumerated(base: Simple, values: list[str]) -> tuple[str, ...]:
+    """The values as they are written, which also the type above allows."""
     if base.kind not in ("text", "line"):
         values = [" ".join(value.split()) for value in values]
-    if base.values is not None:
-        values = [value for value in values if value in base.values]
+    if base.kind == "number":
+        values = [_plain(value) for value in values]
+    return tuple(value for value in values if base.values is None or value in base.values)
+
+
+def _fitting(base: Simple, node: Element) -> tuple[str, ...]:
+    assert base.values is not None
     most = float("inf") if base.most is None else base.most
-    values = [value for value in values if base.least <= len(value) <= most]
+    values = tuple(value for value in base.values if base.least <= len(value) <= most)
     if not values:
         raise GrammarError(f"{shown(node)}: no value of the xs:enumeration is allowed")
-    return tuple(values)
+    return values
+
+
+def _plain(number: str) -> str:
+    """A number as a type's forms write it: "+05.0" is "5"; what is none stays."""
+    try:
+        value = Decimal(number)
+    except InvalidOperation:
+        return number
+    if not value.is_finite() or abs(value.adjusted()) > 100:
+        return number
+    text = f"{value:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def _literal(value: str) -> str:
