@@ -79,7 +79,7 @@ class Load:
       reused: share of prompt tokens that were cached already.
       host_ms: a device call's time of the host that the device waits for, masks included.
       prefill_share: of all the time, what prompts took on the device.
-      mask_share: of all the time, what the host takes for masks of constrained requests.
+      mask_share: of all the time, what the device waits for masks of constrained requests.
       matmul_share: of the machine's measured rate, counting active weights; prompts included.
       compile_share: of all the time, what was waited for compilers: 0 unless every run had to.
     """

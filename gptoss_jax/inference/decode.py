@@ -143,14 +143,70 @@ def prefill(
     Returns:
       (the new state, each sequence's newest token, bool scalar: all are done).
     """
-    logits_BV, cache = model.extend(tokens_BT, added_B, state.cache, rules.adapters)
-    adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
-    sampled_B = sample(adjusted_BV, rules.sampling, cache.length_B, _banned(rules))
-    token_B = jnp.where(added_B > 0, sampled_B, state.token_B)
-    state = State(cache, token_B, _is_done(token_B, cache.length_B, rules), state.tally)
+    state, logits_BV = forward(model, tokens_BT, added_B, state, rules.adapters)
     batch_axes = sharding.current(model.config).batch
-    made = _gathered(Made.of(token_B, logits_BV, rules), batch_axes)
-    return state, made, _all_done(state, batch_axes)
+    return choose(logits_BV, added_B, state, rules, batch_axes=batch_axes)
+
+
+def forward(
+    model: GptOss,
+    tokens_BT: jax.Array,
+    added_B: jax.Array,
+    state: State,
+    adapters: Chosen | None,
+) -> tuple[State, jax.Array]:
+    """The part of `prefill`, or of a step of `decode`, that needs not know what may come next.
+
+    Args:
+      model: the network.
+      tokens_BT: int32, padded on the right.
+      added_B: int32, how many of each row are real.
+      state: to be donated.
+      adapters: as in `Rules`.
+
+    Returns:
+      (the state with the tokens in its cache, float32 logits [B, V] after each row's last one).
+    """
+    logits_BV, cache = model.extend(tokens_BT, added_B, state.cache, adapters)
+    return dataclasses.replace(state, cache=cache), logits_BV
+
+
+def choose(
+    logits_BV: jax.Array,
+    added_B: jax.Array,
+    state: State,
+    rules: Rules,
+    *,
+    batch_axes: sharding.Axes,
+) -> tuple[State, Made, jax.Array]:
+    """The rest: a token for each row that was given any.
+
+    Args:
+      logits_BV: of `forward`.
+      added_B: int32, how many tokens each row was given there.
+      state: of `forward`; its layers are not looked at.
+      rules: see there.
+      batch_axes: of the mesh, that sequences are split over.
+
+    Returns:
+      as `prefill`.
+    """
+    state, made = _chosen(logits_BV, added_B > 0, state, rules, _banned(rules))
+    return state, _gathered(made, batch_axes), _all_done(state, batch_axes)
+
+
+def _chosen(
+    logits_BV: jax.Array, going_B: jax.Array, state: State, rules: Rules, banned_BV: jax.Array
+) -> tuple[State, Made]:
+    """The state with one token more of each row that goes on, and these tokens."""
+    length_B = state.cache.length_B
+    adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
+    sampled_B = sample(adjusted_BV, rules.sampling, length_B, banned_BV)
+    token_B = jnp.where(going_B, sampled_B, state.token_B)
+    done_B = state.done_B | _is_done(token_B, length_B, rules)
+    tally = state.tally.counted(sampled_B, going_B)
+    made = Made.of(jnp.where(going_B, sampled_B, -1), logits_BV, rules)
+    return State(state.cache, token_B, done_B, tally), made
 
 
 def _gathered(made: Made, batch_axes: sharding.Axes) -> Made:
@@ -202,21 +258,15 @@ def decode(
     def step(carry):
         index, state, made = carry
         going_B = ~state.done_B
-        logits_BV, cache = model.extend(
-            state.token_B[:, None], going_B.astype(jnp.int32), state.cache, rules.adapters
-        )
-        adjusted_BV = state.tally.adjusted(logits_BV, rules.sampling)
-        sampled_B = sample(adjusted_BV, rules.sampling, cache.length_B, banned_BV)
-        token_B = jnp.where(going_B, sampled_B, state.token_B)
-        newest = Made.of(jnp.where(going_B, sampled_B, -1), logits_BV, rules)
+        given = (state.token_B[:, None], going_B.astype(jnp.int32), state, rules.adapters)
+        state, logits_BV = forward(model, *given)
+        state, newest = _chosen(logits_BV, going_B, state, rules, banned_BV)
         made = jax.tree.map(
             lambda all_, one: jax.lax.dynamic_update_slice_in_dim(all_, one, index, axis=1),
             made,
             newest,
         )
-        done_B = state.done_B | _is_done(token_B, cache.length_B, rules)
-        tally = state.tally.counted(sampled_B, going_B)
-        return index + 1, State(cache, token_B, done_B, tally), made
+        return index + 1, state, made
 
     carry = (jnp.int32(0), state, _nothing_made(len(state.token_B), len(rules.ranks_K)))
     with jax.named_scope("decode_steps"):

@@ -247,7 +247,6 @@ class Engine:
             del sequence.logprobs[len(sequence.generated) :]
         elif not sequence.ended:
             matcher.accept(sequence.tokens[-1])
-            matcher.hurry(sequence.limit - len(sequence.tokens))
         if matcher.problem:
             self.cancel(sequence)
 

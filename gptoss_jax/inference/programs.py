@@ -21,7 +21,7 @@ from gptoss_jax.model.transformer import GptOss
 
 
 class Programs:
-    """`pools`, `prefill`, `decode`, `verify` and `draft` of `inference.decode`, jitted.
+    """The functions of `inference.decode`, jitted.
 
     The state is donated. Over a mesh each is one `shard_map` of all its axes, whose collectives are
     those that the model names.
@@ -81,6 +81,20 @@ class Programs:
         """The program of several tokens a call."""
         specs = (self._parameters, self.state, self.rules, P())
         return jax.jit(self._over(device.decode, specs, self._results), donate_argnums=1)
+
+    @functools.cached_property
+    def forward(self) -> Any:
+        """The program of a chunk of prompts, or of one token a row, but for what comes next."""
+        specs = (self._parameters, self.batch, self.batch, self.state, self.rules.adapters)
+        out = (self.state, self.batch)
+        return jax.jit(self._over(device.forward, specs, out), donate_argnums=3)
+
+    @functools.cached_property
+    def choose(self) -> Any:
+        """The program of what comes next."""
+        function = functools.partial(device.choose, batch_axes=self._split.batch)
+        specs = (self.batch, self.batch, self.state, self.rules)
+        return jax.jit(self._over(function, specs, self._results))
 
     @functools.cached_property
     def verify(self) -> Any:
