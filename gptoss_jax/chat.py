@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import signal
 import sys
@@ -116,9 +117,13 @@ class Conversation:
 
     def _save(self, name: str) -> str:
         held = {"system": self.system, "effort": self.effort, "messages": self.messages}
-        text = json.dumps(held, ensure_ascii=False, indent=1)
-        try:
-            _file(name).write_text(text + "\n", encoding="utf-8")
+        # What the terminal gave that is no text becomes "?".
+        text = json.dumps(held, ensure_ascii=False, indent=1).encode(errors="replace")
+        file = _file(name)
+        unfinished = file.with_name(f"{file.name}.tmp")
+        try:  # what was saved before stays until this is whole
+            unfinished.write_bytes(text + b"\n")
+            unfinished.replace(file)
         except OSError as error:
             raise UserError(f"cannot save: {error}") from None
         return f"saved {len(self.messages)} messages"
@@ -180,6 +185,8 @@ def main(arguments: argparse.Namespace) -> None:
 def _talk(respond: Callable[[str], None]) -> None:
     """Passes on what the user types, until the end of the input or /quit."""
     terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a byte that is no text ends no conversation
+        sys.stdin.reconfigure(errors="replace")
     if terminal:
         import readline  # noqa: F401 - input() edits its line and remembers earlier ones
 

@@ -65,6 +65,25 @@ def test_a_command_that_cannot_be_done_changes_nothing(tmp_path, line, message):
     assert json.dumps(vars(one)) == before
 
 
+@pytest.mark.fast
+def test_saving_what_is_no_text_keeps_a_file_whole(tmp_path):
+    """As a terminal of another encoding gives it."""
+    file = tmp_path / "talk.json"
+    one = Conversation(None, "medium")
+    one.answered("caf\udce9", [{"role": "assistant", "content": "é"}])
+    one.command(f"/save {file}")
+    assert [m["content"] for m in json.loads(file.read_text("utf-8"))["messages"]] == ["caf?", "é"]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_byte_that_is_no_text_ends_no_conversation():
+    done = subprocess.run(
+        COMMAND, input=b"caf\xe9\nAdd 12 and 9\n", capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"\n21\n")
+
+
 def test_a_conversation(tmp_path):
     file = tmp_path / "talk.json"
     lines = [

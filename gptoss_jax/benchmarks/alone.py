@@ -81,7 +81,8 @@ class Alone:
         id_V = np.arange(len(self._banned_V))
         words_1W = np.full((1, -(-len(id_V) // 32)), -1, np.int32)
         for place, (banned_V, token) in enumerate(zip(banned_TV, made, strict=False)):
-            matcher.hurry(request.max_tokens - place)
+            if place:
+                matcher.hurry(request.max_tokens - place)
             fill_masks([matcher], words_1W)
             banned_V |= (words_1W[0, id_V // 32] >> (id_V % 32)) & 1 == 0
             matcher.accept(token)

@@ -33,6 +33,14 @@ def check_sampling(request: Request, vocab_size: int) -> None:
         _check_span("logprobs", request.logprobs, (0, MOST_LOGPROBS))
     _check_biases(request.logit_bias, vocab_size)
     _check_stops(request.stop)
+    if request.adapter is not None:
+        _check_type("adapter", request.adapter, str, "a name")
+    # Its own type is not looked at: without constraints nothing of llguidance is needed.
+    if request.constraint is not None and not hasattr(request.constraint, "matcher"):
+        raise UserError(
+            f"constraint is of type {type(request.constraint).__name__}; it must be a "
+            "text.constraints.Constraint"
+        )
 
 
 def _check_types(request: Request) -> None:

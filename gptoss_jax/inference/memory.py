@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,31 @@ def _free(device: Any, sharing: int) -> int:
 
 
 def _host_bytes() -> int:
-    """What the host could give; where it does not tell, all that it has."""
-    if _MEMINFO.exists():
-        told = re.search(r"MemAvailable: *(\d+) kB", _MEMINFO.read_text())
-        if told:
-            return int(told[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """What the host could give to this process; where it does not tell, all that it has."""
+    told = _number(_MEMINFO, r"MemAvailable: *(\d+) kB")
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if told is None else told * 1024
+    return min([free, *_of_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _of_groups(own: Path, mounted: Path) -> Iterator[int]:
+    """What a container's limit, and those around it, leave: of control groups, version 2."""
+    told = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE) if own.exists() else None
+    group = mounted / (told[1] if told else "")
+    for folder in (group, *group.parents):
+        most = _number(folder / "memory.max", r"^(\d+)$")
+        used = _number(folder / "memory.current", r"^(\d+)$")
+        if most is not None and used is not None:
+            # Of files, and given up for whoever needs it.
+            cached = _number(folder / "memory.stat", r"^inactive_file (\d+)$") or 0
+            yield max(0, most - used + cached)
+        if folder == mounted:
+            return
+
+
+def _number(file: Path, pattern: str) -> int | None:
+    """The number that a line of a file tells, None where there is none."""
+    try:
+        told = re.search(pattern, file.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(told[1]) if told else None

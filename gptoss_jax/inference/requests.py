@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.lookup import Lookup
 from gptoss_jax.model.config import Config
@@ -172,9 +174,16 @@ def check_prompt(config: Config, prompt: Tokens[int], max_tokens: int) -> None:
     """Raises a UserError for what no engine can run; needs no weights."""
     if not len(prompt):
         raise UserError("the prompt has no tokens")
-    if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+    try:
+        ids = np.asarray(prompt)
+    except ValueError:  # lists of different lengths
+        ids = np.zeros(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise UserError("the prompt is no sequence of token ids; render or encode it first")
+    outside = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if len(outside):
         raise UserError(
-            f"prompt token {max(prompt)} is outside the model's {config.vocab_size}-token "
+            f"prompt token {outside[0]} is outside the model's {config.vocab_size}-token "
             "vocabulary; use the tokenizer that belongs to the checkpoint"
         )
     if len(prompt) >= config.max_context:

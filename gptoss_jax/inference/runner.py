@@ -416,7 +416,8 @@ def _allowed(
     from gptoss_jax.text.constraints import fill_masks
 
     for sequence in choosing:
-        if sequence is not None and sequence.matcher is not None:
+        # Of a short answer the model at least begins it.
+        if sequence is not None and sequence.matcher is not None and sequence.generated:
             sequence.matcher.hurry(sequence.limit - len(sequence.tokens))
     allowed_BW = np.full((rows, -(-vocab_size // 32)), -1, np.int32)
     fill_masks([sequence.matcher if sequence else None for sequence in choosing], allowed_BW)

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
+import jax
+
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import requests
 from gptoss_jax.inference.engine import Engine
@@ -173,7 +175,15 @@ class Service:
         Args:
           engine: that nobody else calls.
           max_open: requests that run or wait; more are refused.
+
+        Raises:
+          UserError: this is one of several processes.
         """
+        if jax.process_count() > 1:
+            raise UserError(
+                f"a Service takes requests in one process, and these are {jax.process_count()}; "
+                "submit the same ones to an Engine in all of them"
+            )
         self.engine = engine
         self._max_open = max_open
         self._changed = threading.Condition()

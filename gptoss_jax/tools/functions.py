@@ -53,7 +53,7 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any] | None:
     parameters = inspect.signature(function).parameters.values()
     properties = {p.name: _type_schema(hints.get(p.name)) for p in parameters}
     for parameter in parameters:
-        if parameter.default is not parameter.empty:
+        if parameter.default is not parameter.empty and _is_json(parameter.default):
             properties[parameter.name]["default"] = parameter.default
     required = [p.name for p in parameters if p.default is p.empty]
     if not properties:
@@ -64,6 +64,15 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any] | None:
         "required": required,
         "additionalProperties": False,
     }
+
+
+def _is_json(value: Any) -> bool:
+    """Whether the model can be told of it."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _type_schema(hint: Any) -> dict[str, Any]:

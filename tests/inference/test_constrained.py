@@ -99,7 +99,7 @@ def called(turn) -> tuple[str, dict]:
 
 @pytest.mark.fast
 def test_masks_are_made_while_the_device_works(nano, monkeypatch):
-    """Each is begun behind the program that it need not wait for, and ahead of the one it is for."""
+    """Each is begun behind the program that needs it not, and ahead of the one that does."""
     model, tokenizer = nano
     engine = engine_for(model, tokenizer, 2, max_tokens=128)
     runner, told = engine._runner, []

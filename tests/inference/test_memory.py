@@ -67,3 +67,18 @@ def test_what_can_never_fit_is_refused(model, monkeypatch):
 def test_a_tenth_is_left_to_programs():
     assert memory._free(Told(1000, 600), 4) == 300
     assert memory._free(jax.devices()[0], 2) == pytest.approx(memory._host_bytes() * 0.45, rel=0.2)
+
+
+@pytest.mark.fast
+def test_a_container_s_limit_is_what_the_host_can_give(tmp_path):
+    """The least that its group, or one around it, has left; what files take is given up."""
+    own, outer = tmp_path / "fs" / "pod" / "box", tmp_path / "fs" / "pod"
+    own.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("4:memory:/old\n0::/pod/box\n")
+    for folder, most in ((own, "max"), (outer, "1000"), (tmp_path / "fs", "9000")):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("700\n")
+    (outer / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    left = list(memory._of_groups(tmp_path / "cgroup", tmp_path / "fs"))
+    assert left == [450, 8300]
+    assert list(memory._of_groups(tmp_path / "none", tmp_path / "none")) == []

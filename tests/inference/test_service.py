@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -285,6 +286,29 @@ def test_what_is_refused_is_refused_where_it_is_asked(model):
             stream.cancel()
         wait_until(lambda: service.open == 0)
         assert len(joined(service.submit(Request([1], 4)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": [1, -1]}, "prompt token -1 is outside"),
+        ({"prompt": [1.5]}, "the prompt is no sequence of token ids"),
+        ({"prompt": "text"}, "the prompt is no sequence of token ids"),
+        ({"prompt": [[1], [2, 3]]}, "the prompt is no sequence of token ids"),
+        ({"constraint": "[ab]"}, "constraint is of type str"),
+        ({"adapter": ["a"]}, "adapter is \\['a'\\]; it must be a name"),
+    ],
+)
+def test_what_is_of_a_wrong_type_ends_no_service(service, given, message):
+    with pytest.raises(UserError, match=message):
+        service.submit(Request(**{"prompt": [1], "max_tokens": 4} | given))
+    assert len(joined(service.submit(Request([1], 4)))) == 4
+
+
+def test_several_processes_have_no_service(model, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="takes requests in one process, and these are 2"):
+        Service(engine_of(model))
 
 
 def test_what_the_engine_refuses_later_is_that_reader_s_alone(model):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 
-def weather(place: str, days: int = 3, unit: Literal["C", "F"] = "C", parts: list[str] = None):
+def weather(place: str, days: int = 3, unit: Literal["C", "F"] = "C", parts: list[str] = None,
+            at: Path = Path("/")):
     """The weather of a place."""
     return {"place": place, "days": days, "sky": "☀"}
 
@@ -53,6 +54,7 @@ def test_annotations_are_the_schema(tools):
             "days": {"type": "integer", "default": 3},
             "unit": {"enum": ["C", "F"], "default": "C"},
             "parts": {"type": "array", "items": {"type": "string"}, "default": None},
+            "at": {},  # neither its type nor its default is one of JSON
         },
         "required": ["place"],
         "additionalProperties": False,
