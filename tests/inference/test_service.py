@@ -306,9 +306,10 @@ def test_what_is_of_a_wrong_type_ends_no_service(service, given, message):
 
 
 def test_several_processes_have_no_service(model, monkeypatch):
+    engine = engine_of(model)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="takes requests in one process, and these are 2"):
-        Service(engine_of(model))
+        Service(engine)
 
 
 def test_what_the_engine_refuses_later_is_that_reader_s_alone(model):
