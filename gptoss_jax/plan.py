@@ -73,7 +73,7 @@ def main(arguments: argparse.Namespace) -> None:
     # A compiler without its device cannot load what the cache holds, and warns.
     jax.config.update("jax_enable_compilation_cache", False)
     job = _job(arguments)
-    rows = [_one(job, arguments)] if arguments.topology else report.table(job)
+    rows = [_one(job, arguments)] if arguments.topology else report.table(job, _note)
     if arguments.json:
         for row in rows:
             print(json.dumps({"topology": row.slice.name} | row.as_dict()))
@@ -147,8 +147,12 @@ def _one(job: "Job", arguments: argparse.Namespace) -> "Report":
     try:
         return ask(report.report)
     except NoCompilerError as error:
-        print(f"note: by arithmetic: {error}", file=sys.stderr)
+        _note(str(error))
         return ask(report.estimate)
+
+
+def _note(reason: str) -> None:
+    print(f"note: by arithmetic: {reason}", file=sys.stderr)
 
 
 def _print(rows: "list[Report]") -> None:

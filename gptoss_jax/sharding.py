@@ -238,13 +238,22 @@ def check_processes(mesh: Mesh) -> None:
 
 
 def default_shape(config: Config, devices: int) -> dict[str, int]:
-    """All devices on `expert` as far as experts go, the rest on `tensor` or, at last, unused."""
-    for used in range(devices, 1, -1):
-        expert = math.gcd(used, config.num_experts)
-        shape = {"expert": expert, "tensor": used // expert}
-        if not _problem(config, shape):
-            return {axis: size for axis, size in shape.items() if size > 1}
-    return {}
+    """Over `expert` and `tensor` as heads, then experts, are split over the most devices.
+
+    Of such shapes the one of the fewest devices, which may be fewer than there are, and of those
+    the one with the most on `expert`.
+    """
+    best, chosen = (1, 1, -1, 1), {}
+    for used in range(2, devices + 1):
+        for expert in (n for n in range(1, used + 1) if used % n == 0):
+            shape = {"expert": expert, "tensor": used // expert}
+            if _problem(config, shape):
+                continue
+            split = split_of(config, shape)
+            ways = [math.prod(shape[a] for a in axes) for axes in (split.heads, split.experts)]
+            if (*ways, -used, expert) > best:
+                best, chosen = (*ways, -used, expert), shape
+    return {axis: size for axis, size in chosen.items() if size > 1}
 
 
 def check(config: Config, shape: Mapping[str, int], devices: int) -> None:
@@ -299,18 +308,22 @@ def _problem(config: Config, shape: Mapping[str, int]) -> str | None:
 
 
 def _nearest(config: Config, shape: Mapping[str, int], devices: int) -> list[dict[str, int]]:
-    """Up to three shapes of as many devices that divide, those with the most sizes kept first."""
-    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    asked = [
-        axis for axis in AXES if axis in ("data", "expert", "tensor") or shape.get(axis, 1) > 1
-    ]
-    fitting = []
-    for sizes in itertools.product(divisors, repeat=len(asked)):
-        other = dict(zip(asked, sizes, strict=True))
-        if math.prod(other.values()) == devices and not _problem(config, other):
-            distance = sum(abs(math.log2(other[a] / shape.get(a, 1))) for a in asked)
-            fitting.append((distance, other))
-    return [other for _, other in sorted(fitting, key=lambda pair: pair[0])[:3]]
+    """Up to three shapes that divide, of as many devices or else of the most below that.
+
+    Those with the most sizes kept come first. Copies (`data`) are for those who ask for them.
+    """
+    asked = [axis for axis in AXES if axis in ("expert", "tensor") or shape.get(axis, 1) > 1]
+    for count in range(devices, 0, -1):
+        divisors = [n for n in range(1, count + 1) if count % n == 0]
+        fitting = []
+        for sizes in itertools.product(divisors, repeat=len(asked)):
+            other = dict(zip(asked, sizes, strict=True))
+            if math.prod(other.values()) == count and not _problem(config, other):
+                distance = sum(abs(math.log2(other[a] / shape.get(a, 1))) for a in asked)
+                fitting.append((distance, other))
+        if fitting:
+            return [other for _, other in sorted(fitting, key=lambda pair: pair[0])[:3]]
+    return []
 
 
 # --- PartitionSpecs ------------------------------------------------------------------------------

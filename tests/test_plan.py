@@ -1,5 +1,6 @@
 """`plan`: its arithmetic by hand, and what it says without and with a compiler."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -8,12 +9,12 @@ import sys
 import jax
 import pytest
 
-from gptoss_jax import cli
+from gptoss_jax import cli, sharding
 from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.inference.engine import engine_for
-from gptoss_jax.loading import load
-from gptoss_jax.model.config import PRESETS
+from gptoss_jax.loading import checkpoint_directory, load
+from gptoss_jax.model.config import PRESETS, read_config
 from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning import (
     arithmetic,
@@ -29,6 +30,7 @@ from gptoss_jax.planning import (
 )
 from gptoss_jax.planning.chips import GIB, slice_of
 from gptoss_jax.planning.jobs import Generate, Train
+from gptoss_jax.topology import NoCompilerError
 from gptoss_jax.training import settings
 from gptoss_jax.training.speed import training_flops
 
@@ -388,10 +390,45 @@ def test_a_slice_whose_compiler_refuses_does_not_cost_the_table_its_other_rows(m
     monkeypatch.setattr(report, "report", refuse)
     job = Generate(PRESETS["20b"], 8, 8192)
     monkeypatch.setattr(report, "COMMON", ("v5e:1x1", "v5e:4x4"))
-    rows = {row.slice.name: row for row in report.table(job)}
+    rows = {row.slice.name: row for row in report.table(job, pytest.fail)}
     assert rows["v5e:1x1"].is_close and not rows["v5e:1x1"].fits
     assert "refuses" in plan_verb._cells(rows["v5e:1x1"])[-1]
     assert rows["v5e:4x4"].fits
+
+
+def test_the_table_says_once_what_installs_a_compiler(monkeypatch):
+    def missing(job, name, shape):
+        raise NoCompilerError("no compiler for this; install gptoss_jax[tpu]")
+
+    monkeypatch.setattr(report, "report", missing)
+    monkeypatch.setattr(report.Report, "is_close", True)
+    said = []
+    rows = report.table(Generate(PRESETS["20b"], 8, 8192), said.append)
+    assert said == ["no compiler for this; install gptoss_jax[tpu]"]
+    assert all(row.compiled is None for row in rows)
+
+
+def test_beyond_eight_ways_a_device_reads_one_key_and_value_head():
+    """It holds all eight, and a step of decode must read an eighth of them."""
+    config = PRESETS["120b"]
+    shape = dict.fromkeys(sharding.AXES, 1) | {"expert": 16}
+    minimum = arithmetic.count(config, shape, 16, 8192).decode_minimum
+    monkeyed = arithmetic.count(dataclasses.replace(config, num_kv_heads=16), shape, 16, 8192)
+    # With 16 heads each device has its own: the same bytes, but for those read.
+    assert minimum == pytest.approx(monkeyed.decode_minimum, rel=1e-3)
+
+
+def test_a_context_that_the_model_has_not_is_refused():
+    shown = plan("--model", "nano", "--topology", "v5e:1x1", "--context", "4096")
+    assert shown.returncode == 2
+    assert shown.stderr.endswith("error: --context 4096: the model has 2048\n")
+
+
+def test_the_bound_of_an_adapter_s_training_needs_no_gradient_of_the_base():
+    config = settings.load("configs/lora_20b.py")
+    row = report.estimate(Train(config, PRESETS["20b"]), "v6e:1x1", None)
+    flops = row.slice.chip.flops
+    assert row.tokens_per_second == pytest.approx(flops / training_flops(PRESETS["20b"]) * 6 / 4)
 
 
 def test_the_bound_of_training_counts_the_chips_of_the_mesh():
@@ -434,6 +471,15 @@ def test_nano_compiled_for_a_slice(tmp_path, monkeypatch):
     assert row["compiled_with"].startswith("jax ")
     assert row["collectives"]["all-reduce"]["count"] == 2 * 6
     assert row["decode_bytes"]["compiled"] > row["decode_bytes"]["minimum"]
+
+
+@requires_libtpu
+def test_rows_that_are_computed_in_blocks(tmp_path, monkeypatch):
+    """Beyond 4,096 rows, whose blocks go through the experts one after another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    job = Generate(read_config(checkpoint_directory("nano")), 4100, 128)
+    row = report.report(job, "v5e:1x1", None)
+    assert row.compiled.decode_bytes > row.counted.decode_minimum
 
 
 def test_an_engine_allocates_what_is_planned():

@@ -6,6 +6,7 @@ measurement; the time a small message takes to arrive is not in them.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from gptoss_jax import sharding
@@ -57,8 +58,10 @@ class Point:
 
 
 def shapes(config: Config, chips: int) -> Iterator[dict[str, int]]:
-    """The experts over eight chips and copies of those, and the experts over all."""
+    """The experts over eight chips and copies of those, and the experts over as many as can be."""
     wide = sharding.default_shape(config, chips)
+    apart = chips // math.prod(wide.values())
+    wide = {"data": apart, **wide} if apart > 1 else wide
     copies = {"data": chips // 8, "expert": 8}
     yield copies
     if sharding.describe(wide) != sharding.describe(copies):

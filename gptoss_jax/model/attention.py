@@ -205,10 +205,14 @@ def _before(ring_BKHW: jax.Array, new_BKHT: jax.Array, chunk: Chunk) -> jax.Arra
     """The W keys or values before this part's first token: of its neighbours, or of the ring."""
     if not chunk.axes:
         return ring_BKHW
-    window = ring_BKHW.shape[-1]
-    if new_BKHT.shape[-1] < window:  # more than one neighbour
-        whole = sharding.gathered(new_BKHT, chunk.axes, axis=-1)
-        joined = jnp.concatenate([ring_BKHW, whole], axis=-1)
-        return jax.lax.dynamic_slice_in_dim(joined, chunk.offset, window, axis=-1)
-    left = sharding.from_left(new_BKHT[..., -window:], chunk.axes)
-    return jnp.where(sharding.place(chunk.axes) == 0, ring_BKHW, left)
+    window, own = ring_BKHW.shape[-1], new_BKHT.shape[-1]
+    part, before = new_BKHT[..., -window:], []
+    for _ in range(-(-window // own)):  # where parts are shorter than the window, several
+        part = sharding.from_left(part, chunk.axes)
+        before.insert(0, part)
+    left_BKHW = jnp.concatenate(before, axis=-1)[..., -window:]
+    # Further back than the chunk goes.
+    twice = jnp.concatenate([ring_BKHW, ring_BKHW], axis=-1)
+    start = jnp.minimum(chunk.offset, window)
+    ring_BKHW = jax.lax.dynamic_slice_in_dim(twice, start, window, axis=-1)
+    return jnp.where(jnp.arange(window) + start < window, ring_BKHW, left_BKHW)

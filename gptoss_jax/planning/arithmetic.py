@@ -16,6 +16,7 @@ from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.kernels.attention.xla import pages_a_block
 from gptoss_jax.kernels.moe import grouped
 from gptoss_jax.kernels.moe.pairs import tile_size
+from gptoss_jax.kernels.moe.xla import blocks_of
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import Adapter
 from gptoss_jax.model.cache import PAGE, LayerCache, pages_for, slot_bytes
@@ -23,6 +24,7 @@ from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
 _DRAWS = 4096
+_OF_KV_HEADS = ("w_k_CD", "b_k_C", "w_v_CD", "b_v_C")
 _EXPERTS = ("w_gate_up_EDF", "b_gate_up_EF", "w_down_EFD", "b_down_ED")
 _CACHE_DTYPE = jnp.dtype(jnp.bfloat16)
 
@@ -76,6 +78,9 @@ def count(
     experts = sum(size for path, size in sizes.items() if any(name in path for name in _EXPERTS))
     table = sizes["embedding_VD"]
     dense = sum(sizes.values()) - experts - table
+    if split.heads and not split.kv_heads:  # each device reads the rows of one head
+        shared = sum(size for path, size in sizes.items() if path.endswith(_OF_KV_HEADS))
+        dense -= shared - shared // config.num_kv_heads
     held = config.num_experts // ways(split.experts)
     active = _busiest(config, own, split, ways)
     kv_heads = -(-config.num_kv_heads // ways(split.heads))
@@ -158,12 +163,13 @@ def decode_rounds(
     """
     split, ways = sharding.split_of(config, shape), _ways(shape)
     own, held = batch // ways(split.batch), config.num_experts // ways(split.experts)
-    size = tile_size(own * config.experts_per_token, held)
+    _, block = blocks_of(own)  # each of which goes through the tiles of its own rows
+    size = tile_size(block * config.experts_per_token, held)
     in_kernel = grouped.tile_size(own, config.experts_per_token, held)
     return {
         "decode_steps": 1,
         "active_experts": _busiest(config, own, split, ways),
-        "expert_tiles": _busiest(config, own, split, ways, size),
+        "expert_tiles": _busiest(config, block, split, ways, size),
         "active_tiles": _busiest(config, own, split, ways, in_kernel),
         "cache_pages": -(-context // (pages_a_block(own) * PAGE)),
     }

@@ -50,7 +50,9 @@ class Generate:
         return sharding.default_shape(self.sizes, devices)
 
     def check(self, shape: Mapping[str, int], devices: int) -> None:
-        """Raises a UsageError for a mesh that is of no use here."""
+        """Raises a UsageError for a mesh that is of no use here, or a context there is not."""
+        if self.context > self.sizes.max_context:
+            raise UsageError(f"--context {self.context}: the model has {self.sizes.max_context}")
         sharding.check(self.sizes, shape, devices)
         if shape.get("fsdp", 1) > 1:
             raise UsageError("fsdp is for --task train; use expert, tensor or data")
@@ -126,7 +128,8 @@ class Train:
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if the multiplications went at the bfloat16 rate of the mesh's chips."""
         del counted
-        return where.chip.flops * math.prod(shape.values()) / training_flops(self.sizes)
+        a_token = training_flops(self.sizes, frozen=bool(self.settings.lora.targets))
+        return where.chip.flops * math.prod(shape.values()) / a_token
 
     def question(self) -> dict[str, Any]:
         """What the answer of a compiler depends on."""

@@ -126,17 +126,25 @@ def estimate(job: Job, name: str, shape: Mapping[str, int] | None) -> Report:
     return Report(job, where, chosen, job.count(chosen), None)
 
 
-def table(job: Job) -> list[Report]:
-    """Common slices, the cheapest that fit first; compiled where arithmetic cannot tell."""
+def table(job: Job, note: Callable[[str], None]) -> list[Report]:
+    """Common slices, the cheapest that fit first; compiled where arithmetic cannot tell.
+
+    Args:
+      job: what to do.
+      note: told, once each, why arithmetic stands where a compiler was wanted.
+    """
+    without: dict[str, None] = {}
     rows = [estimate(job, name, None) for name in COMMON]
     for i, row in enumerate(rows):
         if row.is_close:
             try:
                 rows[i] = report(job, row.slice.name, None)
-            except NoCompilerError:  # no compiler for it here: arithmetic stands, marked as such
-                continue
+            except NoCompilerError as error:
+                without[str(error)] = None
             except UserError as error:
                 rows[i] = dataclasses.replace(row, refused=str(error))
+    for reason in without:
+        note(reason)
     return sorted(rows, key=lambda row: (not row.fits, row.slice.hourly))
 
 

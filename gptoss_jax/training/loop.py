@@ -104,7 +104,8 @@ class _Loop:
         self._checkpoints = checkpoints
         self._part, self._parts = spread.own_part(self._rows_at_once, sizes, mesh)
         self._programs: dict[str, Callable] = {}
-        self._meter = speed.Meter(sizes, config.steps, _machines(mesh))
+        frozen = trainer.adapter is not None
+        self._meter = speed.Meter(sizes, config.steps, _machines(mesh), frozen=frozen)
         _say(f"this machine's float32 matmul rate: {self._meter.machine / 1e9:.1f} GFLOP/s")
 
     def begin(self) -> None:

@@ -35,12 +35,17 @@ def active_parameters(config: Config) -> int:
     return config.num_layers * layer + config.vocab_size * hidden
 
 
-def training_flops(config: Config) -> int:
+def training_flops(config: Config, *, frozen: bool = False) -> int:
     """Multiplications and additions a trained token needs, attention's own products left out.
 
-    Two a weight forwards, four backwards; recomputing (remat) is work, but not needed work.
+    Two a weight forwards, four backwards, of a frozen one two; recomputing (remat) is work, but not
+    needed work.
+
+    Args:
+      config: the network.
+      frozen: an adapter is trained, whose own are so few that they are left out.
     """
-    return 6 * active_parameters(config)
+    return (4 if frozen else 6) * active_parameters(config)
 
 
 class Meter:
@@ -50,10 +55,10 @@ class Meter:
       machine: `matmul_rate` of all of the run's devices, one of them measured on construction.
     """
 
-    def __init__(self, sizes: Config, steps: int, machines: int = 1):
+    def __init__(self, sizes: Config, steps: int, machines: int = 1, *, frozen: bool = False):
         """A meter for a run of so many steps, on so many times what is measured here."""
         self.machine = machines * matmul_rate()
-        self._flops = training_flops(sizes)
+        self._flops = training_flops(sizes, frozen=frozen)
         self._steps = steps
         self.start(0)
 

@@ -15,11 +15,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import gptoss_jax.nano
 from gptoss_jax import sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request
-from gptoss_jax.model.config import PRESETS, Config
+from gptoss_jax.model.config import PRESETS, Config, read_config
 from gptoss_jax.model.transformer import GptOss, abstract
 
 CONFIG = Config(
@@ -267,8 +268,10 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest_that_do():
         sharding.check(PRESETS["20b"], {"expert": 3, "tensor": 2}, 8)
     assert str(refused.value) == (
         "--mesh expert=3,tensor=2: expert=3 does not divide 32 experts; nearest that divide: "
-        "data=3,tensor=2 or data=3,expert=2 or data=6"
+        "expert=2,tensor=2 or expert=4 or tensor=4"
     )
+    with pytest.raises(UserError, match="nearest that divide: data=3,expert=2 or"):
+        sharding.check(PRESETS["20b"], {"data": 2, "expert": 3}, 8)
     with pytest.raises(UserError, match="needs 16 devices; there are 8"):
         sharding.check(PRESETS["20b"], {"expert": 16}, 8)
 
@@ -281,6 +284,10 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest_that_do():
         (PRESETS["20b"], 64, {"expert": 32, "tensor": 2}),
         (PRESETS["20b"], 1, {}),
         (PRESETS["20b"], 3, {"expert": 2}),
+        # Over expert=128 alone heads, and with them the cache, would not be split at all.
+        (PRESETS["120b"], 128, {"expert": 64, "tensor": 2}),
+        (PRESETS["120b"], 256, {"expert": 64, "tensor": 2}),
+        (read_config(Path(gptoss_jax.nano.__file__).parent), 8, {"expert": 4, "tensor": 2}),
     ],
 )
 def test_the_default_takes_all_devices_that_divide(config, devices, expected):

@@ -24,10 +24,9 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
     rows = x_RD.shape[0]
     if rows <= FEW_ROWS:
         return few_rows(x_RD, chosen_RX, weight_RX, experts)
-    blocks = -(-rows // _MAX_ROWS)
+    blocks, size = blocks_of(rows)
     if blocks == 1:
         return many_rows(x_RD, chosen_RX, weight_RX, experts)
-    size = -(-rows // blocks)
 
     def compute_block(block, y_RD):
         # The last block is moved back to end with the rows; its overlap is written twice.
@@ -41,7 +40,14 @@ def moe(x_RD: jax.Array, chosen_RX: jax.Array, weight_RX: jax.Array, experts: Ex
         return lax.dynamic_update_slice_in_dim(y_RD, y, start, axis=0)
 
     # Overwritten whole. Zeros would be shared by all layers, and so live all along and be copied.
-    return lax.fori_loop(0, blocks, compute_block, x_RD.astype(jnp.float32))
+    with jax.named_scope(f"rounds_{blocks}"):
+        return lax.fori_loop(0, blocks, compute_block, x_RD.astype(jnp.float32))
+
+
+def blocks_of(rows: int) -> tuple[int, int]:
+    """(How many blocks many rows are computed in, rows of each)."""
+    blocks = -(-rows // _MAX_ROWS)
+    return blocks, -(-rows // blocks)
 
 
 def _mlp(x_RD: jax.Array, experts: Experts, expert: jax.Array) -> jax.Array:
