@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     serve.add_argument("--json", action="store_true", help="one JSON object")
     serve.add_argument("--plot", metavar="FILE", type=Path, help="write a picture")
-    cli.add_mesh(serve)
+    cli.add_parallelism(serve)
     schemas = benchmarks.add_parser(
         "schemas",
         help="JSON Schemas of a directory: which compile, and whether answers end and are valid",
@@ -137,6 +137,7 @@ def _model(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    distributed.join(arguments)
     import jax
 
     from gptoss_jax.benchmarks import serving
@@ -162,7 +163,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     loads = serving.measure(
         model, arguments.users, arguments.requests, prompts, answers, constraint
     )
-    if arguments.plot:
+    if arguments.plot and distributed.prints():
         serving.draw(loads, arguments.plot)
     result = {
         "device": jax.devices()[0].device_kind,

@@ -1,6 +1,7 @@
 """`python -m gptoss_jax.chat`: a conversation on the terminal."""
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -10,16 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptoss_jax import cli, interactive
+from gptoss_jax import cli, distributed, interactive
 from gptoss_jax.answer import answer
 from gptoss_jax.constraint_flags import add_constraints, constraint_of
-from gptoss_jax.errors import UserError
+from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.text.errors import TextError
 from gptoss_jax.tools.loop import ToolLoop, to_chat
 from gptoss_jax.tools.tool import Toolbox
 
 if TYPE_CHECKING:
     from gptoss_jax.inference.completion import Turn
+    from gptoss_jax.inference.engine import Engine
     from gptoss_jax.inference.service import Service
     from gptoss_jax.model.config import Config
     from gptoss_jax.text import Tokenizer
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The verb's flags."""
     parser = cli.parser("chat", "A conversation with gpt-oss on the terminal.", _EXAMPLES)
     interactive.add_model(parser)
-    cli.add_mesh(parser)
+    cli.add_parallelism(parser)
     prompt = parser.add_argument_group("Prompt")
     prompt.add_argument("--system", metavar="TEXT", help="a system message of the chat API's kind")
     prompt.add_argument(
@@ -101,6 +103,11 @@ class Conversation:
             raise UserError(f"/{name} is no command; /help lists them")
         return commands[name](rest.strip())
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """All of it, by the names of its attributes."""
+        return {"system": self.system, "effort": self.effort, "messages": self.messages}
+
     def _reset(self, _: str) -> str:
         self.messages = []
         return "a new conversation"
@@ -116,9 +123,8 @@ class Conversation:
         return "system message set" if text else "no system message"
 
     def _save(self, name: str) -> str:
-        held = {"system": self.system, "effort": self.effort, "messages": self.messages}
         # What the terminal gave that is no text becomes "?".
-        text = json.dumps(held, ensure_ascii=False, indent=1).encode(errors="replace")
+        text = json.dumps(self.state, ensure_ascii=False, indent=1).encode(errors="replace")
         file = _file(name)
         unfinished = file.with_name(f"{file.name}.tmp")
         try:  # what was saved before stays until this is whole
@@ -152,6 +158,9 @@ def _file(name: str) -> Path:
 
 def main(arguments: argparse.Namespace) -> None:
     """Loads, then asks and answers until the input ends."""
+    distributed.join(arguments)
+    if distributed.joined() and interactive.wants_tools(arguments):
+        raise UsageError("tools are run by one process, and there are several; leave them out")
     tokenizer, config = interactive.find(arguments)
     with interactive.toolbox(arguments) as toolbox:
         room = min(arguments.context, config.max_context)
@@ -167,19 +176,50 @@ def main(arguments: argparse.Namespace) -> None:
         options = {"speculate": arguments.speculate, "draft": draft, "cache": arguments.cache}
         engine = engine_for(model, tokenizer, 1, max_tokens=room, report=report, **options)
         conversation = Conversation(arguments.system, arguments.reasoning_effort)
-        # On a thread of its own, where no Ctrl-C breaks into a device call.
-        with Service(engine) as service:
+        with contextlib.ExitStack() as stack:
+            # On a thread of its own, where no Ctrl-C breaks into a device call.
+            alone = not distributed.joined()
+            runs = stack.enter_context(Service(engine)) if alone else engine
             session = _Session(
-                service, tokenizer, config, room, toolbox, constraint, formats, arguments
+                runs, tokenizer, config, room, toolbox, constraint, formats, arguments
             )
 
             def respond(line: str) -> None:
                 if line.startswith("/"):
-                    print(conversation.command(line), file=sys.stderr)
+                    _command(line, conversation)
                 else:
                     _answer(line, conversation, session)
 
             _talk(respond)
+
+
+def _command(line: str, conversation: Conversation) -> None:
+    """Does it, in process 0 of several; the others take up what came of it."""
+    failed = None
+    if distributed.prints():
+        try:
+            print(conversation.command(line), file=sys.stderr)
+        except UserError as error:
+            failed = error
+    vars(conversation).update(json.loads(distributed.same_text(json.dumps(conversation.state))))
+    if failed is not None:
+        raise failed
+
+
+def _line(prompt: str) -> str:
+    """What the user typed, to process 0 of several.
+
+    Raises:
+      EOFError: the input has ended.
+    """
+    typed = None
+    if distributed.prints():
+        with contextlib.suppress(EOFError):
+            typed = input(prompt)
+    typed = json.loads(distributed.same_text(json.dumps(typed)))
+    if typed is None:
+        raise EOFError
+    return typed
 
 
 def _talk(respond: Callable[[str], None]) -> None:
@@ -193,7 +233,7 @@ def _talk(respond: Callable[[str], None]) -> None:
         print("/help lists the commands", file=sys.stderr)
     while True:
         try:
-            line = input("> " if terminal else "").strip()
+            line = _line("> " if terminal else "").strip()
             if line in ("/quit", "/exit"):
                 return
             if line:
@@ -212,7 +252,7 @@ def _talk(respond: Callable[[str], None]) -> None:
 class _Session:
     """What all turns have in common."""
 
-    service: "Service"
+    runs: "Service | Engine"
     tokenizer: "Tokenizer"
     config: "Config"
     room: int  # tokens
@@ -235,7 +275,7 @@ def _answer(text: str, conversation: Conversation, session: _Session) -> None:
         namespaces=session.toolbox.namespaces,
     )
     arguments, tokenizer = session.arguments, session.tokenizer
-    prompt = render_conversation(tokenizer, asked)
+    prompt = distributed.same(render_conversation(tokenizer, asked))
     if len(prompt) >= session.room:
         raise UserError(
             f"the conversation has {len(prompt)} tokens and there is room for {session.room}; "
@@ -245,7 +285,7 @@ def _answer(text: str, conversation: Conversation, session: _Session) -> None:
     loop = ToolLoop(session.toolbox, asked, max_rounds=arguments.max_tool_rounds)
     request = interactive.request(arguments, session.config, prompt, session.constraint)
     said = answer(
-        Turn(session.service, tokenizer, request),
+        Turn(session.runs, tokenizer, request),
         loop,
         max_tokens=arguments.max_tokens,
         stream=lambda turn: _show(turn, printer),
@@ -261,13 +301,16 @@ def _answer(text: str, conversation: Conversation, session: _Session) -> None:
 
 
 def _show(turn: "Turn", printer: interactive.Printer) -> None:
-    """Prints a turn as it comes; Ctrl-C ends it, a second one at once."""
+    """Prints a turn as it comes; Ctrl-C ends it, a second one at once.
+
+    Of several processes it ends them all: the others do not hear it.
+    """
 
     def interrupt(signum, frame):
         turn.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL if distributed.joined() else interrupt)
     try:
         for channel, text in turn:
             printer.show(channel, text)

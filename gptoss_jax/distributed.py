@@ -119,6 +119,11 @@ def same(ids: Sequence[int]) -> list[int]:
     return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tolist()
 
 
+def same_text(text: str) -> str:
+    """Process 0's text in every process."""
+    return bytes(same(list(text.encode()))).decode() if joined() else text
+
+
 def _check(coordinator: str | None, number: int | None, identity: int | None) -> None:
     given = {"--coordinator": coordinator, "--num-processes": number, "--process-id": identity}
     missing = [flag for flag, value in given.items() if value is None]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.loading import DTYPES, checkpoint_directory, find_tokenizer
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-tokens", type=cli.number(int, 1), default=512, metavar="N", help="a turn (512)"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    cli.add_mesh(parser)
+    cli.add_parallelism(parser)
     parser.add_argument("--json", action="store_true", help="every text, as one JSON object")
     return parser
 
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 def _report(arguments: argparse.Namespace) -> None:
     if (arguments.adapter is None) == (arguments.tuned is None):
         raise UsageError("give --adapter DIR or --tuned DIR, one of them")
+    distributed.join(arguments)
     from gptoss_jax.inference import drift
     from gptoss_jax.loading import choose_mesh, load
 

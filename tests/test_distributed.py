@@ -28,7 +28,40 @@ def start(*words: str, devices: int, verb: str = "generate", **env: str) -> subp
     command = [sys.executable, "-m", f"gptoss_jax.{verb}", *words]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | env
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def start_two(*words: str, verb: str, **env: str) -> list[subprocess.Popen]:
+    """Processes 0 and 1 of a verb, of four fake devices each."""
+    named = ("--coordinator", f"localhost:{free_port()}", "--num-processes", "2", "--process-id")
+    return [start(*words, *named, str(i), devices=4, verb=verb, **env) for i in range(2)]
+
+
+def test_two_processes_chat_with_whoever_is_at_the_first(tmp_path):
+    """It alone reads lines and files; the mesh is of both."""
+    lines = ["/effort low", "What is 347 + 586?", f"/save {tmp_path}/talk.json", "/load nowhere"]
+    first, second = start_two("--mesh", MESH, verb="chat")
+    shown, said = first.communicate("\n".join([*lines, "Add 12 and 9"]), timeout=300)
+    silent, nothing = second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0), said + nothing
+    assert shown == "933\n21\n" and silent == ""
+    assert "error: cannot load" in said and "error" not in nothing
+    assert json.loads((tmp_path / "talk.json").read_text())["effort"] == "low"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "words", "expected"),
+    [
+        ("drift", ("--base", "nano", "--tuned", "nano", "--mesh", MESH), "| base | tuned |"),
+        ("bench", ("serve", "--users", "2", "--requests", "2", "--mesh", MESH), "users"),
+    ],
+)
+def test_other_verbs_of_two_processes(verb, words, expected):
+    both = start_two(*words, verb=verb)
+    shown = [each.communicate(timeout=500) for each in both]
+    assert [each.returncode for each in both] == [0, 0], shown
+    assert expected in shown[0][0] and shown[1][0] == ""
 
 
 def test_two_processes_answer_as_one_and_only_the_first_prints():

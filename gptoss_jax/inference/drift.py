@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptoss_jax import distributed
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.completion import render_chat
 from gptoss_jax.inference.engine import engine_for
@@ -96,7 +97,8 @@ def observe(
     model: GptOss, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_tokens: int
 ) -> Seen:
     """Asks the model, greedily."""
-    rendered = [render_chat(tokenizer, [{"role": "user", "content": p.text}]) for p in prompts]
+    chats = [[{"role": "user", "content": prompt.text}] for prompt in prompts]
+    rendered = [distributed.same(render_chat(tokenizer, chat)) for chat in chats]
     asked = [Request(prompt, max_tokens, temperature=0.0) for prompt in rendered]
     room = max(map(len, rendered)) + max_tokens
     engine = engine_for(model, tokenizer, BATCH, max_tokens=room, reuse=False)
