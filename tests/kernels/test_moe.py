@@ -92,7 +92,7 @@ def test_ragged_tails_of_one_expert(rows):
 
 @pytest.mark.parametrize(
     ("num_pairs", "experts", "expected"),
-    [(1, 32, 8), (300, 32, 16), (256, 32, 8), (257, 32, 8), (8192, 32, 256), (10**6, 32, 512)],
+    [(1, 32, 8), (119, 32, 8), (256, 32, 16), (320, 32, 32), (8192, 32, 288), (10**6, 32, 512)],
 )
 def test_tile_size(num_pairs, experts, expected):
     assert pairs.tile_size(num_pairs, experts) == expected

@@ -1,6 +1,7 @@
 """(row, expert) pairs sorted by expert, and the tiles that walk them."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,14 @@ class Pairs:
 
 
 def tile_size(pairs: int, num_experts: int, most: int = _MAX_TILE) -> int:
-    """Pairs a tile: about what an expert gets, a power of two."""
-    share = max(8, min(most, pairs // num_experts))
-    return 1 << (share - 1).bit_length()
+    """Pairs a tile, 8 or a multiple of 16: most experts need one.
+
+    What each gets under uniform routing and two standard deviations: one tile more decodes its
+    expert again.
+    """
+    share = pairs / num_experts
+    enough = share + 2 * math.sqrt(share)
+    return 8 if enough <= 8 else min(most, 16 * math.ceil(enough / 16))
 
 
 def sort_pairs(
