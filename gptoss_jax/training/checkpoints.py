@@ -98,19 +98,22 @@ class Checkpoints:
           like: `Trainer.abstract_state`.
 
         Raises:
-          UserError: it is of another network or optimizer.
+          UserError: it is of another network or optimizer, or damaged.
         """
-        checkpointer = self._checkpointer
+        checkpointer, latest = self._checkpointer, self.latest
         try:
-            loaded = checkpointer.load(checkpointer.latest, _tree(like))
-        except (ValueError, KeyError, TypeError) as error:
+            loaded = checkpointer.load(latest, _tree(like))
+            metadata: Any = checkpointer.metadata(latest).custom_metadata
+            data = json.loads(metadata[_DATA])
+        except (ValueError, KeyError, TypeError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
+            earlier = [one.step for one in checkpointer.checkpoints if one.step != latest]
+            instead = f"remove it to go on after step {max(earlier)}, or " if earlier else ""
             raise UserError(
-                f"{checkpointer.directory}: no checkpoint of this config ({reason}); "
-                "give another --workdir"
+                f"{checkpointer.directory / str(latest)}: is damaged, or no checkpoint of this "
+                f"config ({reason}); {instead}give another --workdir"
             ) from error
-        data: Any = checkpointer.metadata(checkpointer.latest).custom_metadata
-        return State(**loaded), json.loads(data[_DATA])
+        return State(**loaded), data
 
 
 def _in_host_memory(x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """What a run leaves to look at: config, versions, metrics, TensorBoard events, a plot."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -8,7 +9,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ class RunDirectory:
     metrics.jsonl                  one object a line: {"step": …, "split": "train", "loss": …}
     events.out.tfevents.*          the same scalars for TensorBoard
     loss.png                       training and validation loss
+    lock                           held by the process that writes all this
 
     Attributes:
       path: of the directory.
@@ -57,9 +59,12 @@ class RunDirectory:
         self.base = base
         self._writes = jax.process_index() == 0
         self.changed = []
+        self._lock: IO | None = None
         if self._writes:
-            path.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--workdir {path}: is no directory; give one, or a new name")
             with self._writing():  # before weights are read, not after
+                path.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=path).close()
             self.changed = _check_config(path / "config.json", config)
             begun = {"directory": config.base, "fingerprint": base}
@@ -74,12 +79,31 @@ class RunDirectory:
         self._events: Events | None = None
 
     def __enter__(self) -> "RunDirectory":
+        """Keeps others away as long as its context, or this process, lasts.
+
+        Raises:
+          UserError: another run is at work there.
+        """
+        if self._writes:
+            self._lock = (self.path / "lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                raise UserError(
+                    f"{self.path}: another run is at work there; wait for its end, or give another "
+                    "--workdir"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # What has ended the run is to be told, not that its plot cannot be written either.
         with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
             self.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def begin(self, step: int) -> None:
         """Takes up what there is up to this step; a killed run may have written further.

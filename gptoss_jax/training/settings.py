@@ -169,7 +169,9 @@ def _from_file(path: Path) -> Settings:
     try:
         config = runpy.run_path(str(path))["get_config"]()
     except Exception as error:  # the file is the user's: whatever it raises is one line
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # Behind that a ConfigDict lists all that it has.
+        said = str(error).partition("Other fields present")[0]
+        reason = " ".join(said.split())[:300] or type(error).__name__
         raise ConfigError(f"--config {path}: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config() returns no ConfigDict")

@@ -1,5 +1,6 @@
 """Where conversations come from: something with a name, perhaps an end, and examples by index."""
 
+import codecs
 import dataclasses
 import importlib
 import zlib
@@ -122,7 +123,7 @@ class JsonLines:
     def _read(self, path: Path, config: Settings, tokenizer: Tokenizer) -> Iterator[str]:
         """Takes the good lines; yields the bad ones' problems."""
         try:
-            lines = path.read_bytes().split(b"\n")
+            lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
         except OSError as error:
             raise UserError(f"{path}: not readable ({error.strerror})") from None
         for number, line in enumerate(lines, 1):

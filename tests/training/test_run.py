@@ -262,6 +262,34 @@ def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
         RunDirectory(tmp_path, config, "cpu")
 
 
+def test_of_two_runs_in_one_directory_the_second_is_refused(config, tmp_path):
+    with RunDirectory(tmp_path, config, "cpu"):
+        other = RunDirectory(tmp_path, config, "cpu")
+        with pytest.raises(UserError, match=r"another run is at work there; wait for its end"):
+            other.__enter__()
+    begin(tmp_path, config, "cpu")
+    with pytest.raises(UserError, match="is no directory"):
+        RunDirectory(tmp_path / "config.json", config, "cpu")
+
+
+def test_a_damaged_checkpoint_is_named_with_the_one_before(run, tmp_path):
+    def stop(step):
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 2
+
+    run(stop)
+    newest = tmp_path / "checkpoints" / "10"
+    (newest / "_CHECKPOINT_METADATA").unlink()
+    code, line = run(lambda step: 2)
+    assert code == 1
+    assert line.startswith(f"error: {newest}: is damaged, or no checkpoint of this config (")
+    assert line.endswith("; remove it to go on after step 8, or give another --workdir")
+    shutil.rmtree(newest)
+    code, line = run(lambda step: np.inf if step == 9 else 2)
+    assert line.startswith("error: step 9: the loss is inf")
+
+
 def test_a_run_that_is_refused_leaves_the_other_s_files(config, tmp_path):
     """What a resume finds out late: that the data are others."""
     begin(tmp_path, config, "cpu")
@@ -448,4 +476,5 @@ def test_a_work_directory_that_cannot_be_made_is_one_line(run, tmp_path, capsys)
     (tmp_path / "file").write_text("")
     code, line = run(lambda step: 2, "--workdir", str(tmp_path / "file" / "run"))
     assert code == 1
-    assert line.startswith("error: [Errno 20] Not a directory: ")
+    named = tmp_path / "file" / "run"
+    assert line.startswith(f"error: {named}: cannot be written to: [Errno 20] Not a directory: ")

@@ -1,5 +1,6 @@
 """Bad data is found before training, by file and line; tasks are taken by index."""
 
+import codecs
 import json
 import sys
 
@@ -74,6 +75,12 @@ def test_text_that_is_no_utf_8_is_named(write, config, tokenizer):
     path.write_bytes(GOOD.encode() + b"\n\xff{}\n")
     with pytest.raises(UserError, match=r"data\.jsonl:2: not JSON"):
         open_sources(config, tokenizer)
+
+
+def test_a_byte_order_mark_is_passed_over(write, config, tokenizer):
+    path = write()
+    path.write_bytes(codecs.BOM_UTF8 + GOOD.encode())
+    assert open_sources(config, tokenizer).train.size == 1
 
 
 @pytest.mark.parametrize("lines", [[], ["", " "]])
