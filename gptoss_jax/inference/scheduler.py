@@ -121,8 +121,8 @@ class Scheduler:
         """The next call, or None where nothing is to be done.
 
         Args:
-          most_steps: how many tokens a decode call may make of each sequence while no prompt is
-            under way.
+          most_steps: how many tokens a decode call may make of each sequence while nobody waits
+            for a place, or for the rest of a prompt.
           guess: takes the rows of a call, gives up to VERIFIED - 1 tokens that may come next in
             each; None: nobody guesses.
         """
@@ -136,7 +136,8 @@ class Scheduler:
         self._prefilled_last = False
         if guess is not None and (guessed := self._guesses(running, guess)):
             return guessed
-        return self._decode(1 if prefilling else most_steps) if running else None
+        steps = 1 if prefilling or self._waiting else _until_an_end(running, most_steps)
+        return self._decode(steps) if running else None
 
     def prefilled(self, call: Prefill, newest: Rows[int], stops: frozenset[int]) -> list[Sequence]:
         """Takes the newest token of each row; gives the sequences that have a new one."""
@@ -382,6 +383,11 @@ class Scheduler:
         """Pages it lacks to have `steps` more tokens in the cache."""
         last = min(sequence.computed + steps, sequence.limit)
         return max(0, pages_for(last) - len(sequence.pages))
+
+
+def _until_an_end(running: Rows[Sequence], most: int) -> int:
+    """Steps up to which no sequence has all its tokens: then its place is another's."""
+    return max(1, min([most, *(s.limit - len(s.tokens) for s in running)]))
 
 
 def width_for(tokens: int) -> int:

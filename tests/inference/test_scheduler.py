@@ -284,6 +284,22 @@ def test_a_free_place_is_not_kept_for_copies_that_wait():
     assert {copy.stage for copy in copies} == {Stage.WAITING}
 
 
+def test_a_decode_call_is_short_while_others_wait_and_ends_where_one_does():
+    """Two places and three sequences, of 3, 5 and 9 tokens after their prompts."""
+    scheduler = Scheduler(sequences=2, pages=60, rings=40)
+    for order, tokens in enumerate((3, 5, 9)):
+        scheduler.add(Sequence(Request([order], tokens), order, 1 + tokens, [order]))
+    steps = []
+    while (call := scheduler.next(8)) is not None:
+        if isinstance(call, Prefill):
+            scheduler.prefilled(call, [1] * len(call.rows), frozenset())
+            continue
+        steps.append(call.steps)
+        scheduler.decoded(call, [[1] * call.steps] * len(call.rows), frozenset())
+    # The third joins when the first has ended, and nobody waits from then on.
+    assert steps == [1, 1, 2, 6]
+
+
 def prefilled(scheduler, waiting):
     """Lets all end; how many tokens were computed of each one's prompt."""
     computed = dict.fromkeys(waiting, 0)
