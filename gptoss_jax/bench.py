@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     median = {"type": cli.number(int, 1), "metavar": "N"}
     serve.add_argument("--prompt", default=120, help="median of prompts' tokens", **median)
     serve.add_argument("--answer", default=80, help="median of answers' tokens", **median)
+    serve.add_argument(
+        "--shared",
+        type=cli.number(int, 0),
+        default=0,
+        metavar="N",
+        help="tokens that all prompts begin with, beside their own",
+    )
     serve.add_argument("--constrained", action="store_true", help="answers are JSON of a schema")
     serve.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     serve.add_argument("--json", action="store_true", help="one JSON object")
@@ -148,10 +155,11 @@ def _serve(arguments: argparse.Namespace) -> None:
     checkpoint = checkpoint_directory(arguments.checkpoint)
     sizes = read_config(checkpoint)
     prompts, answers = serving.Lengths(arguments.prompt), serving.Lengths(arguments.answer)
-    if (longest := prompts.most + answers.most) > sizes.max_context:
+    if (longest := arguments.shared + prompts.most + answers.most) > sizes.max_context:
         raise UsageError(
             f"--prompt {prompts.median} --answer {answers.median}: the longest are four times as "
-            f"long, together {longest} tokens, and the context ends at {sizes.max_context}"
+            f"long, together with what is shared {longest} tokens, and the context ends at "
+            f"{sizes.max_context}"
         )
     mesh = choose_mesh(sizes, arguments.mesh)
     model, tokenizer = load(checkpoint, dtype=arguments.dtype, mesh=mesh)
@@ -161,7 +169,14 @@ def _serve(arguments: argparse.Namespace) -> None:
             raise UserError(f"{arguments.checkpoint}: no tokenizer in it")
         constraint = Constraint(tokenizer, json_schema(serving.SCHEMA), raw=True)
     loads = serving.measure(
-        model, arguments.users, arguments.requests, prompts, answers, constraint
+        model,
+        arguments.users,
+        arguments.requests,
+        prompts,
+        answers,
+        constraint,
+        tokenizer,
+        arguments.shared,
     )
     if arguments.plot and distributed.prints():
         serving.draw(loads, arguments.plot)
@@ -170,6 +185,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         "dtype": arguments.dtype,
         "prompt_tokens": prompts.as_dict(),
         "answer_tokens": answers.as_dict(),
+        "shared_tokens": arguments.shared,
         "loads": [dataclasses.asdict(load) for load in loads],
     }
     if mesh is None:

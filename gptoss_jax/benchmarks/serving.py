@@ -4,13 +4,14 @@ Prompts are random tokens, answers as long as was drawn for them: nothing depend
 says. Every load runs at least twice, and the first run in which nothing is compiled counts.
 """
 
+import collections
 import dataclasses
 import itertools
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from gptoss_jax.benchmarks.one_sequence import endless, fresh_state
 from gptoss_jax.inference.decode import MOST_STEPS
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.programs import Programs
+from gptoss_jax.inference.reading import TurnReader
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text import Tokenizer
 from gptoss_jax.training.speed import active_parameters, matmul_rate
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 # What constrained answers are: longer than any that is asked for.
 _RECORD = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
 SCHEMA = {"type": "array", "items": _RECORD | {"required": ["name", "age"]}, "minItems": 100}
+_STOPS = ("\n\nEnd of the answer", "<end>")  # looked for, and not found in what is random
 _MOST_RUNS = 6  # which programs a run needs depends on how its requests happen to meet
 
 
@@ -106,32 +110,56 @@ def measure(
     prompts: Lengths,
     answers: Lengths,
     constraint: "Constraint | None" = None,
+    tokenizer: Tokenizer | None = None,
+    shared: int = 0,
 ) -> list[Load]:
-    """A load for each number of users, `each` requests a user, all of which follow a constraint.
+    """A load for each number of users.
 
-    The longest prompt and the longest answer together must fit the model's context.
+    The longest prompt, what is shared and the longest answer together must fit the model's context.
+
+    Args:
+      model: the network.
+      users: numbers of them.
+      each: requests a user.
+      prompts: their lengths.
+      answers: their lengths.
+      constraint: that all answers follow.
+      tokenizer: turns answers into text between steps, in which stop strings are looked for; None:
+        nobody reads them.
+      shared: tokens that all prompts begin with, before those that were drawn.
     """
     machine = matmul_rate()
     loads = []
     for count in users:
         rng = np.random.default_rng(count)
         sizes = (lengths.draw(count * each, rng) for lengths in (prompts, answers))
+        size = model.config.vocab_size
+        beginning = rng.integers(0, size, shared).tolist()
         asked = [
             Request(
-                rng.integers(0, model.config.vocab_size, prompt).tolist(),
+                [*beginning, *rng.integers(0, size, prompt).tolist()],
                 answer,
                 temperature=0.0,
+                stop=_STOPS,
                 constraint=constraint,
             )
             for prompt, answer in zip(*sizes, strict=True)
         ]
-        loads.append(_load(model, count, asked, prompts.most + answers.most, machine))
+        room = shared + prompts.most + answers.most
+        loads.append(_load(model, count, asked, room, machine, tokenizer))
     return loads
 
 
-def _load(model: GptOss, users: int, asked: Sequence[Request], room: int, machine: float) -> Load:
+def _load(
+    model: GptOss,
+    users: int,
+    asked: Sequence[Request],
+    room: int,
+    machine: float,
+    tokenizer: Tokenizer | None,
+) -> Load:
     engine = Engine(model, [], np.array([], np.int32), max_sequences=users, max_tokens=room)
-    asked, sequences, before, taken = _counted(engine, asked, users)
+    asked, sequences, before, taken = _counted(engine, asked, users, tokenizer)
     after = engine.timings
     prompts = sum(len(r.prompt) for r in asked)
     answers = sum(made for _, _, made in sequences)
@@ -156,25 +184,32 @@ def _load(model: GptOss, users: int, asked: Sequence[Request], room: int, machin
     )
 
 
-def _counted(engine: Engine, asked: Sequence[Request], users: int):
+def _counted(engine: Engine, asked: Sequence[Request], users: int, tokenizer: Tokenizer | None):
     """The run that counts: (its requests, what came of them, timings before it, its seconds)."""
     for run in itertools.count(1):
         before = dataclasses.replace(engine.timings)
         began = time.perf_counter()
-        sequences = _answer(engine, asked, users)
+        sequences = _answer(engine, asked, users, tokenizer)
         taken = time.perf_counter() - began
         settled = run > 1 and engine.timings.compile_s - before.compile_s < 0.01 * taken
         (settled,) = distributed.same([settled])  # processes' clocks differ
         if settled or run == _MOST_RUNS:
             return asked, sequences, before, taken
-        # Others than before, so that none is cached whole.
-        asked = [dataclasses.replace(r, prompt=[*r.prompt[1:], r.prompt[0]]) for r in asked]
+        # Others than before, so that none is cached; what they share, they still do.
+        size = engine.model.config.vocab_size
+        asked = [
+            dataclasses.replace(r, prompt=[(r.prompt[0] + 1) % size, *r.prompt[1:]]) for r in asked
+        ]
     raise AssertionError
 
 
-def _answer(engine: Engine, asked: Sequence[Request], users: int):
+def _answer(
+    engine: Engine, asked: Sequence[Request], users: int, tokenizer: Tokenizer | None = None
+):
     """(submission, (first, last token), tokens) of each request, times in seconds."""
     waiting, submitted, seen = list(asked), {}, {}
+    readers: dict[Any, TurnReader] = {}
+    read: collections.Counter = collections.Counter()
 
     def submit() -> None:
         if waiting:
@@ -187,6 +222,12 @@ def _answer(engine: Engine, asked: Sequence[Request], users: int):
         now = time.perf_counter()
         for sequence in fresh:
             seen[sequence] = (seen.get(sequence, (now,))[0], now)
+            if tokenizer is not None:
+                if sequence not in readers:
+                    readers[sequence] = TurnReader(tokenizer, sequence.request.stop, raw=True)
+                for token in sequence.generated[read[sequence] :]:
+                    readers[sequence].push(token)
+                    read[sequence] += 1
             if sequence.ended:
                 submit()
     return [(at, seen[one], len(one.generated)) for one, at in submitted.items()]

@@ -177,8 +177,7 @@ class Runner:
         state, rules = self._state(call.rows, tally), self._rules(call.rows)
         if not self._compiled and any(s and s.limit > len(s.tokens) + 1 for s in call.rows):
             self._compile_decode(state, rules)
-        made, _, began = self._run("prefill", (self._model, tokens, added_B, state, rules))
-        return lambda: (jax.tree.map(np.asarray, made), time.perf_counter() - began)
+        return self._run("prefill", (self._model, tokens, added_B, state, rules))[0]
 
     def decode(self, call: Decode) -> Callable[[], Made]:
         """Begins a call; what is given waits for its end and gives each row's tokens, then -1."""
@@ -207,8 +206,7 @@ class Runner:
             return self._apart(call.rows, call.rows, tokens, added_B, tally)
         steps = self._programs.placed(np.int32(call.steps), P())
         arguments = (self._model, self._state(call.rows, tally), self._rules(call.rows), steps)
-        made, tally, began = self._run("decode", arguments)
-        return lambda: (jax.tree.map(np.asarray, made), time.perf_counter() - began), tally
+        return self._run("decode", arguments)
 
     def _apart(
         self,
@@ -236,17 +234,18 @@ class Runner:
         (state, logits), began = self._start("forward", given)
         self.timings.calls += 1
         self._layers = state.cache.layers
-        computed = self._clock.submit(lambda: (jax.block_until_ready(logits), time.perf_counter()))
+        computed = self._clock.submit(_end_of, logits)
         rules = dataclasses.replace(self._rules(rows, choosing), adapters=None)
         masked = time.perf_counter()
         state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=[]))
         (state, made, _), _ = self._start("choose", (logits, added_B, state, rules))
+        finish_made = self._finish(made, began)
 
         def finish() -> tuple[Made, float]:
-            out = jax.tree.map(np.asarray, made)
-            waited = max(0.0, masked - computed.result()[1])
+            out, taken = finish_made()
+            waited = max(0.0, masked - computed.result())
             self.timings.mask_s += waited
-            return out, time.perf_counter() - began - waited
+            return out, taken - waited
 
         return finish, state.tally
 
@@ -266,11 +265,11 @@ class Runner:
         tokens, added_B = self._programs.placed(host, self._programs.batch)
         state = self._state(call.rows, Tally.none(len(call.rows)))
         arguments = (self._model, tokens, added_B, state, self._rules(call.rows))
-        made, _, began = self._run("verify", arguments)
+        finish_made, _ = self._run("verify", arguments)
 
         def finish() -> Made:
-            out = jax.tree.map(np.asarray, made)
-            taken = time.perf_counter() - began + guessing_s
+            out, taken = finish_made()
+            taken += guessing_s
             made_B = (out.token_BS >= 0).sum(1)
             self.timings.decode_s += taken
             self.timings.decode_tokens += int(made_B.sum())
@@ -300,8 +299,8 @@ class Runner:
         tokens, added_B = self._given(rows, starts, added, width)
         state = self._state(rows, Tally.none(len(rows)), starts)
         rules = dataclasses.replace(self._rules(rows), adapters=None)
-        made, _, _ = self._run("draft", (self._model, tokens, added_B, state, rules))
-        return lambda: jax.tree.map(np.asarray, made)
+        finish_made, _ = self._run("draft", (self._model, tokens, added_B, state, rules))
+        return lambda: finish_made()[0]
 
     def _given(
         self,
@@ -360,12 +359,17 @@ class Runner:
         rules = Rules(sampling, *arrays, adapters=chosen)
         return self._programs.placed(rules, self._programs.rules)
 
-    def _run(self, name: str, arguments: tuple) -> tuple[Made, Tally, float]:
-        """(Its result under way, the tally after it, when it began)."""
+    def _run(self, name: str, arguments: tuple) -> tuple[Finish, Tally]:
+        """(What waits for its end, the tally after it)."""
         (state, made, _), began = self._start(name, arguments)
         self.timings.calls += 1
         self._layers = state.cache.layers
-        return made, state.tally, began
+        return self._finish(made, began), state.tally
+
+    def _finish(self, made: Made, began: float) -> Finish:
+        """Waits for what was begun then; what the host did meanwhile is not the device's time."""
+        ended = self._clock.submit(_end_of, made.token_BS)
+        return lambda: (jax.tree.map(np.asarray, made), ended.result() - began)
 
     def _start(self, name: str, arguments: tuple) -> tuple[tuple, float]:
         """(What a program gives, under way; when it began). Compiling is counted apart."""
@@ -400,6 +404,12 @@ class Runner:
         )
         self._report(f"compiled {name} in {time.perf_counter() - began:.1f} s")
         return program
+
+
+def _end_of(x: jax.Array) -> float:
+    """When it is there."""
+    jax.block_until_ready(x)
+    return time.perf_counter()
 
 
 def _constrained(rows: Sequence[requests.Sequence | None]) -> bool:

@@ -42,8 +42,16 @@ def test_it_reports_a_load(capsys, tmp_path):
 
 def test_what_is_longer_than_the_context_is_refused(capsys):
     assert run(["serve", "--prompt", "300", "--answer", "300"]) == 2
-    error = "error: --prompt 300 --answer 300: the longest are four times as long, together 2400 "
+    error = "error: --prompt 300 --answer 300: the longest are four times as long, together "
     assert capsys.readouterr().err.splitlines()[-1].startswith(error)
+
+
+def test_a_shared_beginning_is_computed_once(capsys):
+    """256 of 264 tokens at the median, by all but the first."""
+    words = ["--users", "4", "--requests", "2", "--prompt", "8", "--answer", "8", "--shared", "256"]
+    assert run(["serve", *words, "--json"]) == 0
+    (load,) = json.loads(capsys.readouterr().out)["loads"]
+    assert load["reused"] > 0.7
 
 
 @pytest.mark.fast
