@@ -200,6 +200,20 @@ def test_cache_reads_no_pages_past_the_last_position(small_blocks):
     check(actual, expected_attend(q, k, v, sinks, mask), "float32")
 
 
+@pytest.mark.parametrize("batch", [16, 17])
+def test_many_sequences_of_unequal_lengths(batch):
+    """On a CPU a few of them at a time, those of like lengths together."""
+    parts = [make(2, 40, seed=seed) for seed in range(-(-batch // BATCH))]
+    q, k, v = (jnp.concatenate([p[i] for p in parts])[:batch] for i in range(3))
+    sinks = parts[0][3]
+    rng = np.random.default_rng(4)
+    last_B = rng.permutation(np.linspace(1, 39, batch).astype(int))
+    position = np.stack([last_B - 1, last_B], axis=1)
+    mask = jnp.asarray(np.arange(40)[None, None] <= position[..., None])
+    actual = attend_paged(q, k, v, sinks, position, 4)
+    check(actual, expected_attend(q, k, v, sinks, mask), "float32")
+
+
 def test_cache_in_blocks_as_shipped():
     q, k, v, sinks = make(3, 1100)
     position = jnp.asarray([[0, 511, 512], [1023, 1024, 1099], [7, 700, 1098]], jnp.int32)

@@ -19,6 +19,7 @@ _MAX_SCORES = 2**25
 # Causal attention over the whole sequence wastes (1 + 1/n) / 2 of its work with n spans.
 _SPANS = 8
 _PAGES_A_BLOCK = 4  # of all sequences; fewer are not worth a step
+_GROUP = 8  # sequences that a CPU reads the pages of at once
 
 
 def attend_aligned(
@@ -120,6 +121,38 @@ def attend_cache(
     Returns:
       [B, T, N, H] in q's dtype.
     """
+    given = (q_BTNH, k_PKHS, v_PKHS, sinks_N, table_BJ, position_BT)
+    if len(q_BTNH) <= _GROUP or len(q_BTNH) % _GROUP:
+        return _together(*given)
+    return jax.lax.platform_dependent(*given, cpu=_by_length, default=_together)
+
+
+def _by_length(q_BTNH, k_PKHS, v_PKHS, sinks_N, table_BJ, position_BT):
+    """A few sequences at a time, each few as far as the longest of them goes.
+
+    Accelerators read all of them at once in the time of the longest; a CPU has no such width.
+    """
+    order_B = jnp.argsort(position_BT.max(1))
+    rows = (q_BTNH, table_BJ, position_BT)
+    groups = [x[order_B].reshape(-1, _GROUP, *x.shape[1:]) for x in rows]
+
+    def one(group):
+        q, table, position = group
+        return _together(q, k_PKHS, v_PKHS, sinks_N, table, position)
+
+    out_BTNH = jax.lax.map(one, groups).reshape(q_BTNH.shape)
+    return jnp.zeros_like(out_BTNH).at[order_B].set(out_BTNH, unique_indices=True)
+
+
+def _together(
+    q_BTNH: jax.Array,
+    k_PKHS: Pages,
+    v_PKHS: Pages,
+    sinks_N: jax.Array,
+    table_BJ: jax.Array,
+    position_BT: jax.Array,
+) -> jax.Array:
+    """As `attend_cache`, of sequences that go on for as long as the longest."""
     batch, queries, heads, head_dim = q_BTNH.shape
     _, kv_heads, _, page = k_PKHS.shape
     pages, groups = table_BJ.shape[1], heads // kv_heads
