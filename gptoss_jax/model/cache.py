@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from gptoss_jax.kernels.attention.eight_bit import (
     SCALE_DTYPE,
@@ -238,7 +239,15 @@ def write_rings(cache_PKHW: jax.Array, ring_BKHW: jax.Array, ring_B: jax.Array) 
 
 def _each_row(write, rows: int, cache_PKHS: jax.Array) -> jax.Array:
     """A loop that compilers see through where it is gone round once."""
-    return write(0, cache_PKHS) if rows == 1 else jax.lax.fori_loop(0, rows, write, cache_PKHS)
+    if rows > 1:
+        return jax.lax.fori_loop(0, rows, write, cache_PKHS)
+    written_PKHS = write(0, cache_PKHS)
+    return jax.lax.platform_dependent(written_PKHS, cuda=_row_major, default=lambda x: x)
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """XLA:GPU would have the rings of one sequence transposed, all of them, in every call."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def ring_in_order(ring_BKHW: jax.Array, length_B: jax.Array) -> jax.Array:
