@@ -13,7 +13,7 @@ from gptoss_jax.training.settings import Settings
 
 # What of a message says something.
 _SAYING = (
-    *("content", "reasoning", "reasoning_content", "refusal"),
+    *("content", "reasoning", "reasoning_content", "thinking", "refusal"),
     *("tool_calls", "function_call"),
 )
 Parse = Callable[[bytes, Settings, Tokenizer], Unit]
@@ -86,10 +86,20 @@ def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
     if not isinstance(date, str | None):
         raise UserError(f"current_date: {date!r} is no string")
     for i, message in enumerate(chat):
-        # A chat API takes null for "", but to a model it would teach silence.
-        if isinstance(message, dict) and all(message.get(name) is None for name in _SAYING):
+        if isinstance(message, dict) and _says_nothing(message):
             raise UserError(f"messages[{i}]: says nothing; give content")
     return from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
+
+
+def _says_nothing(message: dict[str, Any]) -> bool:
+    """Whether it would teach silence; a chat API takes null for "", and an assistant's "".
+
+    A call of harmony's own may have no arguments.
+    """
+    said = [message.get(name) for name in _SAYING]
+    if message.get("role") == "assistant" and message.get("recipient") is None:
+        return not any(said)
+    return all(one is None for one in said)
 
 
 def _check_length(one: Unit, config: Settings) -> None:

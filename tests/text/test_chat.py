@@ -55,7 +55,7 @@ def test_a_later_system_message_stays_in_place():
     assert out == [Message("user", "a"), Message("developer", "# Instructions\n\nb")]
 
 
-@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "thinking"])
 def test_reasoning_is_taken_back_between_tool_calls(field):
     out = history(
         {"role": "user", "content": "q"},
@@ -87,6 +87,18 @@ def test_text_beside_tool_calls_is_a_preamble():
         ({"role": "tool", "name": "f", "content": "42"}, ANSWER),
         ({"role": "function", "name": "functions.f", "content": ["4", {"text": "2"}]}, ANSWER),
         ({"role": "user", "name": "ada", "content": "x"}, Message("user", "x", name="ada")),
+        (
+            {"role": "assistant", "content": "why", "channel": "analysis", "reasoning": None},
+            Message("assistant", "why", channel="analysis"),
+        ),
+        (
+            {"role": "assistant", "content": "1", "channel": "analysis", "recipient": "python"},
+            Message("assistant", "1", channel="analysis", recipient="python"),
+        ),
+        (
+            {"role": "tool", "name": "python", "content": "1", "channel": "commentary"},
+            Message("tool", "1", name="python", recipient="assistant", channel="commentary"),
+        ),
     ],
 )
 def test_single_messages(message, want):
@@ -117,6 +129,18 @@ def test_single_messages(message, want):
         (
             {"role": "assistant", "reasoning": "why", "reasoning_content": ["why"]},
             r"messages\[0\].reasoning_content: give a string",
+        ),
+        (
+            {"role": "assistant", "content": "x", "channel": "finale"},
+            r"messages\[0\].channel: 'finale' is unknown; use analysis, commentary, final",
+        ),
+        (
+            {"role": "assistant", "content": "x", "channel": "final", "reasoning": "why"},
+            r"messages\[0\].reasoning: a message with a channel has content alone",
+        ),
+        (
+            {"role": "assistant", "content": "x", "channel": "commentary", "recipient": 5},
+            r"messages\[0\].recipient: give a string, not a value of type int",
         ),
         ("hi", r"messages\[0\]: give a dictionary with role and content, not a value of type str"),
         (None, r"messages\[0\]: give a dictionary"),

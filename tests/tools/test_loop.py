@@ -1,5 +1,6 @@
 """Turns of a scripted model with tools between them: what it is shown, and when it ends."""
 
+import dataclasses
 import json
 
 import pytest
@@ -226,6 +227,8 @@ def test_the_chat_form_brings_back_what_was_said(f, preamble):
     back = [m for m in from_chat(chat) if m.role != "system"]
     plain = [(m.role, m.name, m.recipient, m.channel, m.content) for m in loop.added]
     assert [(m.role, m.name, m.recipient, m.channel, m.content) for m in back] == plain
+    asked = from_chat([dataclasses.asdict(message) for message in loop.added])
+    assert asked[1:] == list(loop.added)
 
 
 def test_the_chat_form_leaves_out_calls_that_were_not_answered(f):

@@ -26,6 +26,10 @@ BAD = {
     '{"messages": 3}': 'give an object {"messages": […]}',
     '{"messages": []}': "no assistant turn",
     json.dumps({"messages": [USER, {"role": "assistant", "content": None}]}): "messages[1]: says",
+    json.dumps({"messages": [USER, {"role": "assistant", "content": ""}]}): "messages[1]: says",
+    json.dumps(
+        {"messages": [USER, {"role": "assistant", "content": "x", "channel": "thought"}]}
+    ): "messages[1].channel: 'thought' is unknown",
     json.dumps(
         {"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}
     ): "messages[0",

@@ -10,6 +10,7 @@ from typing import Any
 from gptoss_jax.text.errors import HarmonyError
 from gptoss_jax.text.harmony.messages import (
     ANALYSIS,
+    CHANNELS,
     COMMENTARY,
     FINAL,
     FUNCTIONS,
@@ -23,7 +24,9 @@ from gptoss_jax.text.harmony.messages import (
 from gptoss_jax.text.harmony.prompt import developer_message, system_message
 
 _JSON_TYPE = "<|constrain|>json"
-_REASONING_FIELDS = ("reasoning", "reasoning_content")
+# OpenAI's servers' two and that of the published chat template.
+_REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
+_NOT_WITH_A_CHANNEL = (*_REASONING_FIELDS, "tool_calls", "function_call")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,8 +60,9 @@ def from_chat(
 
     Leading `system` and `developer` messages become the instructions of one developer message;
     later ones become developer messages where they stand. An assistant's `reasoning` (or
-    `reasoning_content`) becomes an analysis message, its text beside tool calls a preamble on the
-    commentary channel, its tool calls commentary messages to `functions.NAME`.
+    `reasoning_content`, or `thinking`) becomes an analysis message, its text beside tool calls a
+    preamble on the commentary channel, its tool calls commentary messages to `functions.NAME`.
+    Messages with a "channel" are harmony's own, as `Completion.messages` has them, and stay so.
 
     Args:
       messages: dictionaries with "role", "content", and what the chat API allows beside them.
@@ -173,6 +177,8 @@ def _convert(message: Mapping[str, Any], i: int, names: dict[str, str]) -> list[
 
 
 def _assistant(message: Mapping[str, Any], i: int, names: dict[str, str]) -> list[Message]:
+    if message.get("channel") is not None:
+        return [_of_a_channel(message, i)]
     out = []
     reasoning = _reasoning(message, i)
     if reasoning:
@@ -184,6 +190,22 @@ def _assistant(message: Mapping[str, Any], i: int, names: dict[str, str]) -> lis
         channel = COMMENTARY if calls else FINAL
         out.append(Message("assistant", text, channel=channel))
     return out + [_call(c, f"messages[{i}].tool_calls[{n}]", names) for n, c in enumerate(calls)]
+
+
+def _of_a_channel(message: Mapping[str, Any], i: int) -> Message:
+    channel = message["channel"]
+    if channel not in CHANNELS:
+        raise HarmonyError(
+            f"messages[{i}].channel: {channel!r} is unknown; use {', '.join(CHANNELS)}"
+        )
+    beside = [field for field in _NOT_WITH_A_CHANNEL if message.get(field)]
+    if beside:
+        raise HarmonyError(f"messages[{i}].{beside[0]}: a message with a channel has content alone")
+    header = {field: message.get(field) for field in ("recipient", "content_type")}
+    for field, value in header.items():
+        if not isinstance(value, str | None):
+            raise HarmonyError(f"messages[{i}].{field}: give a string, not {_kind(value)}")
+    return Message("assistant", _text(message, i), channel=channel, **header)
 
 
 def _reasoning(message: Mapping[str, Any], i: int) -> str:
@@ -229,10 +251,11 @@ def _tool_answer(message: Mapping[str, Any], i: int, names: dict[str, str]) -> M
             f"messages[{i}]: tool_call_id {call_id!r} matches no earlier tool call; "
             "send the assistant message with that call, or give name"
         )
+    as_it_stands = message.get("channel") is not None
     return Message(
         "tool",
         _text(message, i),
-        name=known or _full_name(str(name)),
+        name=known or (str(name) if as_it_stands else _full_name(str(name))),
         recipient="assistant",
         channel=COMMENTARY,
     )
