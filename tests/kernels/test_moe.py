@@ -1,5 +1,7 @@
 """Mixture of experts: forms and expert matmuls against the reference, that against NumPy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,6 +215,23 @@ def test_expert_matmul_in_tiles(rows, monkeypatch):
     for expert in (0, 2):
         actual = jax.jit(expert_matmul._packed_tiles)(x, w, jnp.asarray(expert))
         check(actual, np.asarray(x, np.float64) @ dense[expert], "float32")
+
+
+@pytest.mark.parametrize("bytes_a_tile", [2 * 16 * 64, 3 << 20])
+def test_the_transposed_product_decodes_no_more_than_a_tile(bytes_a_tile, monkeypatch):
+    monkeypatch.setattr(expert_matmul, "_TILE_BYTES", bytes_a_tile)
+    rng = np.random.default_rng(0)
+    w = mxfp4.encode(jnp.asarray(rng.normal(size=(3, 192, 64)), jnp.float32))
+    g = jnp.asarray(rng.normal(size=(5, 64)), jnp.float32)
+    # Its own function: a program that was traced with another size would be found.
+    transposed = jax.jit(lambda *given: expert_matmul.expert_matmul_transposed(*given))
+    dense = np.asarray(mxfp4.decode(w, jnp.dtype("float32")), np.float64)
+    for expert in (0, 2):
+        actual = transposed(g, w, jnp.asarray(expert))
+        check(actual, np.asarray(g, np.float64) @ dense[expert].T, "float32")
+    text = str(jax.make_jaxpr(transposed)(g, w, jnp.asarray(2)))
+    decoded = {int(rows) for rows in re.findall(r"f32\[(\d+),64\]", text)} - {5}
+    assert max(decoded) == min(96, bytes_a_tile // 64)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def expert_matmul(x_RK: jax.Array, weight: ExpertWeight, expert: jax.Array) -> j
 def expert_matmul_transposed(g_RN: jax.Array, weight: ExpertWeight, expert: jax.Array) -> jax.Array:
     """g @ weight[expert]^T: float32 [R, K] from g [R, N] and weight [E, K, N].
 
-    The gradient's matmul. Of a packed weight one nibble plane of one expert is decoded at a time.
+    The gradient's matmul. Of a packed weight a tile is decoded at a time, a plane of it after the
+    other, so that not even one expert's transpose is ever whole.
     """
     if isinstance(weight, LowRank):
         assert weight.rows is None, "adapters that rows choose are not trained"
@@ -39,9 +40,19 @@ def expert_matmul_transposed(g_RN: jax.Array, weight: ExpertWeight, expert: jax.
         return expert_matmul_transposed(g_RN, weight.base, expert) + added
     if not isinstance(weight, MXFP4):
         return matmul(g_RN, index(weight, expert).T)
-    low, high = (matmul(g_RN, plane.T) for plane in _decoded_planes(weight, expert, g_RN.dtype))
-    halves = (y.reshape(len(g_RN), weight.groups, 1, HALF) for y in (low, high))
-    return jnp.concatenate(list(halves), axis=2).reshape(len(g_RN), -1)
+    rows, groups = len(g_RN), _groups_a_tile(weight.groups, g_RN.shape[1])
+
+    def tile(index) -> jax.Array:
+        planes = _decoded_tile(weight, expert, index, groups, g_RN.dtype)
+        halves = [matmul(g_RN, plane.T).reshape(rows, groups, 1, HALF) for plane in planes]
+        return jnp.concatenate(halves, axis=2).reshape(rows, groups * GROUP)
+
+    tiles = weight.groups // groups
+    if tiles == 1:
+        return tile(0)
+    with jax.named_scope(f"rounds_{tiles}"):
+        y_tRk = lax.map(tile, jnp.arange(tiles))
+    return y_tRk.transpose(1, 0, 2).reshape(rows, -1)
 
 
 def index(array: jax.Array, expert: jax.Array) -> jax.Array:
@@ -107,19 +118,26 @@ def _packed_tiles(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Arra
     planes = [x.reshape(rows, tiles, groups * HALF).transpose(1, 0, 2) for x in _planes(x_RK)]
 
     def add_tile(tile, y_RN):
-        at, size = (expert, tile * groups * HALF, 0), (1, groups * HALF, n)
-        blocks = lax.dynamic_slice(weight.blocks, at, size).reshape(groups, HALF, n)
-        # Both nibbles are read from here, not from the weight.
-        blocks = lax.optimization_barrier(blocks)
-        first = expert * weight.groups + tile * groups
-        scales = mxfp4.decode_scales(weight.scales[first + jnp.arange(groups)])[:, None]
-        for x, codes in zip(planes, (blocks & 0xF, blocks >> 4), strict=True):
-            values = mxfp4.decode_codes(codes) * scales
-            y_RN += matmul(x[tile], values.astype(x_RK.dtype).reshape(groups * HALF, n))
+        decoded = _decoded_tile(weight, expert, tile, groups, x_RK.dtype)
+        for x, plane in zip(planes, decoded, strict=True):
+            y_RN += matmul(x[tile], plane)
         return y_RN
 
     with jax.named_scope(f"rounds_{tiles}"):
         return lax.fori_loop(0, tiles, add_tile, jnp.zeros((rows, n), jnp.float32))
+
+
+def _decoded_tile(weight: MXFP4, expert, tile, groups: int, dtype) -> list[jax.Array]:
+    """The rows of the low and of the high nibbles of a tile: two [16 groups, N]."""
+    n = weight.shape[-1]
+    at, size = (expert, tile * groups * HALF, 0), (1, groups * HALF, n)
+    blocks = lax.dynamic_slice(weight.blocks, at, size).reshape(groups, HALF, n)
+    # Both nibbles are read from here, not from the weight.
+    blocks = lax.optimization_barrier(blocks)
+    first = expert * weight.groups + tile * groups
+    scales = mxfp4.decode_scales(weight.scales[first + jnp.arange(groups)])[:, None]
+    values = (mxfp4.decode_codes(codes) * scales for codes in (blocks & 0xF, blocks >> 4))
+    return [one.astype(dtype).reshape(groups * HALF, n) for one in values]
 
 
 def _groups_a_tile(groups: int, n: int) -> int:
