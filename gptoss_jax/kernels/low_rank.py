@@ -84,6 +84,13 @@ Weight = jax.Array | LowRank
 Tree = TypeVar("Tree")
 
 
+def for_block(weight: Weight, number: jax.Array) -> Weight:
+    """The weight for one of several blocks of rows, each of which drops others."""
+    if not isinstance(weight, LowRank) or weight.key is None:
+        return weight
+    return dataclasses.replace(weight, key=jax.random.fold_in(weight.key, number))
+
+
 def for_rows(tree: Tree, rows: Chosen | None) -> Tree:
     """A tree of weights, those with factors told which adapter each row takes."""
     if rows is None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gptoss_jax import sharding
+from gptoss_jax.kernels.low_rank import for_block
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.qat import as_shipped
@@ -115,13 +116,14 @@ def _cross_entropy(model, x_BTD, targets_BT):
 
     @jax.checkpoint
     def one(arguments):
-        x_RD, target_R = arguments
-        logits_RV = model.unembed(x_RD[None], table_VD)[0]
+        number, x_RD, target_R = arguments
+        logits_RV = model.unembed(x_RD[None], for_block(table_VD, number))[0]
         correct_R = (logits_RV.argmax(-1) == target_R).astype(jnp.float32)
         chosen_R = jnp.take_along_axis(logits_RV, target_R[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits_RV, axis=-1) - chosen_R, correct_R
 
-    losses, correct = jax.lax.map(one, (blocks(x_BTD), blocks(targets_BT)))
+    x_nRD, targets_nR = blocks(x_BTD), blocks(targets_BT)
+    losses, correct = jax.lax.map(one, (jnp.arange(len(x_nRD)), x_nRD, targets_nR))
 
     def whole(x):
         return x.reshape(-1)[:rows].reshape(targets_BT.shape)

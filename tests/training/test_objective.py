@@ -9,6 +9,8 @@ import pytest
 import sample
 
 from gptoss_jax import mxfp4
+from gptoss_jax.model import lora
+from gptoss_jax.model.adapter import Adapter
 from gptoss_jax.training import objective, qat
 from gptoss_jax.training.packing import Batch
 
@@ -55,6 +57,23 @@ def test_cross_entropy_is_that_of_the_weighted_targets(monkeypatch, block):
     correct = (logits.argmax(-1) == np.asarray(b.targets_BT)) * weights
     assert float(metrics["correct_sum"]) == correct.sum()
     assert float(metrics["weight_sum"]) == weights.sum()
+
+
+def test_blocks_drop_other_inputs_of_the_unembedding(monkeypatch):
+    """The same row and target everywhere: without dropout one loss, with it each row's own."""
+    monkeypatch.setattr(objective, "_BLOCK", CONFIG.vocab_size)  # a row a block
+    adapter = Adapter(rank=2, alpha=4.0, dropout=0.5, targets=("unembedding",))
+    rng = np.random.default_rng(1)
+    shapes = lora.trained_shapes(model(), adapter)
+    given = {p: jnp.asarray(rng.normal(size=shape), jnp.float32) for p, shape in shapes.items()}
+    adapted = lora.attach(model(), adapter, given)
+    x_BTD = jnp.ones((1, 8, CONFIG.hidden_size))
+
+    def losses(model):
+        return np.asarray(objective._cross_entropy(model, x_BTD, jnp.zeros((1, 8), jnp.int32))[0])
+
+    assert len(set(losses(adapted)[0].tolist())) == 1
+    assert len(set(losses(lora.with_dropout(adapted, jax.random.key(0)))[0].tolist())) == 8
 
 
 def test_balance_counts_real_tokens_only():
