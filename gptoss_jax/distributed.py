@@ -31,7 +31,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
     group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
-    group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
+    group.add_argument(
+        "--num-processes", type=int, metavar="N", help="of the run; 1 alone: do not look for others"
+    )
 
 
 def join(arguments: argparse.Namespace) -> None:
@@ -45,6 +47,8 @@ def join(arguments: argparse.Namespace) -> None:
       UserError: the others cannot be met.
     """
     flags = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if flags == (None, 1, None):
+        return
     _check(*flags)
     expected = flags[0] is not None or _in_cluster()
     if not expected and not _on_tpu_host():
@@ -67,7 +71,7 @@ def join(arguments: argparse.Namespace) -> None:
         reason = " ".join(str(error).split())
         raise UserError(
             f"cannot join the other processes ({reason}); name them with --coordinator, "
-            "--process-id and --num-processes"
+            "--process-id and --num-processes, or say --num-processes 1 if there are none"
         ) from error
     if jax.process_index():
         _mute()

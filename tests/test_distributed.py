@@ -1,5 +1,6 @@
 """Several processes as one program: two of four fake devices each, over gloo."""
 
+import argparse
 import json
 import os
 import signal
@@ -236,6 +237,17 @@ def test_an_environment_of_one_process_is_none_of_several(monkeypatch):
     assert not distributed._in_cluster()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert distributed._in_cluster()
+
+
+def test_a_process_that_says_it_is_alone_looks_for_no_others(monkeypatch):
+    """As in a Kubernetes job of one pod, which has the variables of one of many."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    assert distributed._in_cluster()
+    parser = argparse.ArgumentParser()
+    distributed.add_flags(parser)
+    distributed.join(parser.parse_args(["--num-processes", "1"]))
+    assert not distributed.joined()
 
 
 def test_a_slurm_task_that_is_alone_on_its_node_has_all_devices(monkeypatch):
