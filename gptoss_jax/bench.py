@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import platform
 import sys
@@ -254,13 +255,11 @@ def _scaling(arguments: argparse.Namespace) -> None:
 
     # A compiler without its device cannot load what the cache holds, and warns.
     jax.config.update("jax_enable_compilation_cache", False)
-    points = []
-    for chips in scaling.SLICES:
-        for batch in arguments.batch:
-            print(f"{chips} chips, {batch} sequences each", file=sys.stderr)
-            preset = PRESETS[arguments.preset]
-            points += scaling.measure(preset, arguments.chip, chips, batch, arguments.context)
-    print(scaling.table(points))
+    print(scaling.HEAD, flush=True)
+    for chips, batch in itertools.product(scaling.SLICES, arguments.batch):
+        preset = PRESETS[arguments.preset]
+        for point in scaling.measure(preset, arguments.chip, chips, batch, arguments.context):
+            print(scaling.row(point), flush=True)
 
 
 def _whole(arguments: argparse.Namespace) -> dict:

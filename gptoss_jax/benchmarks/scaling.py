@@ -119,14 +119,17 @@ def _compiled(
     return Compiled(**cached(question, ask))
 
 
-def table(points: list[Point]) -> str:
-    """Markdown."""
-    times = ("compute ms", "HBM ms", "ICI ms")
-    head = ("chips", "mesh", "sequences a chip", *times, "limit", "tokens/s a chip")
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for p in points:
-        milliseconds = (f"{1e3 * seconds:.2f}" for seconds in (p.compute, p.memory, p.links))
-        bound = f"{p.tokens_per_second:.0f}" if p.fits else "does not fit"
-        cells = (str(p.chips), p.mesh, str(p.batch), *milliseconds, p.limit, bound)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+_COLUMNS = (
+    *("chips", "mesh", "sequences a chip", "compute ms", "HBM ms", "ICI ms"),
+    *("limit", "tokens/s a chip"),
+)
+HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
+
+
+def row(point: Point) -> str:
+    """A point in a table of Markdown, below `HEAD`."""
+    times = (point.compute, point.memory, point.links)
+    milliseconds = (f"{1e3 * seconds:.2f}" for seconds in times)
+    bound = f"{point.tokens_per_second:.0f}" if point.fits else "does not fit"
+    cells = (str(point.chips), point.mesh, str(point.batch), *milliseconds, point.limit, bound)
+    return f"| {' | '.join(cells)} |"
