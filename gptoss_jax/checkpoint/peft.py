@@ -22,6 +22,7 @@ from gptoss_jax.checkpoint.safetensors_file import (
     Entry,
     Tensor,
     read_header,
+    read_metadata,
     read_rows,
     write_file,
 )
@@ -56,6 +57,7 @@ _MODULES = {target: f"self_attn.{target}_proj" for target in "qkvo"}
 _HEAD, _HEAD_PATH, _UNEMBEDDING = "lm_head", "unembedding_VD", "unembedding"
 _HEAD_COPY = f"{_PREFIX}{_HEAD}.base_layer.weight"
 _SINKS_NAME = "model.layers.{}.self_attn.sinks"
+_BASE = "gpt_oss_base"  # in a file's metadata, which PEFT does not read
 
 
 def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
@@ -79,9 +81,9 @@ def save(trained: Trained, sizes: Config, base: str, directory: Path) -> None:
         if path.endswith("sinks_N")
     }
     with created(directory):
-        _write(directory / WEIGHTS, factors)
+        _write(directory / WEIGHTS, factors, sizes)
         if sinks:
-            _write(directory / SINKS, sinks)
+            _write(directory / SINKS, sinks, sizes)
         write_json(directory / CONFIG, _config(trained, sizes, base))
 
 
@@ -93,8 +95,10 @@ def not_held(trained: Trained) -> list[str]:
             f"PEFT has no place for trained sinks: they are in {SINKS}, which PEFT does not read; "
             "convert --to hf merges them"
         )
-    if trained.adapter.dropout and trained.has_experts:
-        found.append(f"PEFT has no dropout of experts' factors: {CONFIG} has lora_dropout 0")
+    if trained.adapter.dropout and not _PARAMETERS.keys().isdisjoint(trained.adapter.targets):
+        found.append(
+            f"PEFT has no dropout of experts' and router's factors: {CONFIG} has lora_dropout 0"
+        )
     return found
 
 
@@ -112,6 +116,7 @@ def _config(trained: Trained, sizes: Config, base: str) -> dict[str, Any]:
         return found
 
     head = [_HEAD] if _UNEMBEDDING in layers_of else []
+    parameters = named(_PARAMETERS)
     return {
         **peft_fields.PLAIN,
         "base_model_name_or_path": base,
@@ -120,10 +125,10 @@ def _config(trained: Trained, sizes: Config, base: str) -> dict[str, Any]:
         "init_lora_weights": True,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0 if trained.has_experts else adapter.dropout,
+        "lora_dropout": 0.0 if parameters else adapter.dropout,
         "use_rslora": adapter.rslora,
         "target_modules": [*named(_MODULES), *head],
-        "target_parameters": named(_PARAMETERS) or None,
+        "target_parameters": parameters or None,
     }
 
 
@@ -181,6 +186,7 @@ def load(directory: Path, sizes: Config) -> Trained:
     if not values:
         raise UserError(f"{file}: has no factors")
     trained = Trained(_adapter(fields, rank, values), values)
+    _check_named(file, fields, _layers_of(values), sizes)
     if not peft_fields.chooses_layers(directory / CONFIG):
         _check_whole(file, fields, _layers_of(values), sizes)
     return trained
@@ -223,6 +229,29 @@ def _transformers_name(stem: str) -> str:
     return f"model.layers.{layer}.{(_MODULES | _PARAMETERS)[target]}"
 
 
+def _check_base(file: Path, sizes: Config) -> None:
+    """Refuses a file that says it is of another base; only those written here say of which."""
+    was, own = read_metadata(file).get(_BASE), _base_of(sizes)
+    if was is not None and was != own:
+        raise UserError(f"{file}: is of a base with {was}; this one has {own}")
+
+
+def _base_of(sizes: Config) -> str:
+    """What the sizes of gpt-oss differ in: the widths of matrices are alike."""
+    return f"{sizes.num_layers} layers of {sizes.num_experts} experts"
+
+
+def _check_named(
+    file: Path, fields: peft_fields.Fields, layers_of: Mapping[str, set[int]], sizes: Config
+) -> None:
+    """Refuses an adapter that lacks factors in a layer which its config names by its number."""
+    for target, name in (_MODULES | _PARAMETERS).items():
+        for layer in set(range(sizes.num_layers)) - layers_of.get(target, set()):
+            whole = f"model.layers.{layer}.{name}"
+            if fields.names(whole, parameter=target in _PARAMETERS, of_a_layer=True):
+                raise UserError(f"{file}: has no factors of {whole}, which {CONFIG} names")
+
+
 def _check_whole(
     file: Path, fields: peft_fields.Fields, layers_of: Mapping[str, set[int]], sizes: Config
 ) -> None:
@@ -246,6 +275,7 @@ def _check_whole(
 def _factors(file: Path, sizes: Config) -> dict[str, np.ndarray]:
     """The factors of a file by our paths, checked against the network."""
     found: dict[str, dict[str, np.ndarray]] = {}
+    _check_base(file, sizes)
     for name, entry in read_header(file).items():
         # PEFT saves the unembedding it wraps too: frozen, a copy of the base's, unless it was
         # given other rows.
@@ -352,6 +382,7 @@ def _adapter(fields: peft_fields.Fields, rank: int, values: Mapping[str, np.ndar
 def _sinks(file: Path, sizes: Config) -> dict[str, np.ndarray]:
     if not file.is_file():
         return {}
+    _check_base(file, sizes)
     found = {name: _read(entry) for name, entry in read_header(file).items()}
     known = {
         _SINKS_NAME.format(n): f"layers.{n}.attention.sinks_N" for n in range(sizes.num_layers)
@@ -376,8 +407,11 @@ def _read(entry: Entry) -> np.ndarray:
     return values
 
 
-def _write(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(file: Path, arrays: Mapping[str, np.ndarray], sizes: Config) -> None:
     tensors = [Tensor(name, array.shape, "F32") for name, array in arrays.items()]
     write_file(
-        file, tensors, lambda tensor: [np.ascontiguousarray(arrays[tensor.name], np.float32)]
+        file,
+        tensors,
+        lambda tensor: [np.ascontiguousarray(arrays[tensor.name], np.float32)],
+        {_BASE: _base_of(sizes)},
     )

@@ -85,9 +85,11 @@ class Fields:
         """Of a module or parameter, by its whole name in transformers' model."""
         return _by_end(self.ranks, module, self.rank)
 
-    def names(self, name: str, *, parameter: bool) -> bool:
-        """Whether a module, or a parameter, is listed."""
+    def names(self, name: str, *, parameter: bool, of_a_layer: bool = False) -> bool:
+        """Whether a module, or a parameter, is listed; `of_a_layer`: with its layer's number."""
         listed = self.parameters if parameter else self.modules
+        if of_a_layer:
+            listed = tuple(filter(_has_layer, listed))
         return any(f".{name}".endswith(f".{end}") for end in listed)
 
     def scale_of(self, module: str) -> float:
@@ -168,9 +170,13 @@ def chooses_layers(file: Path) -> bool:
     named = [raw.get("target_modules") or [], raw.get("target_parameters") or []]
     # A string is a pattern, which may mean anything; nothing is named where sinks are all there is.
     return not any(named) or any(
-        isinstance(names, str) or any(re.search(r"(^|\.)\d+\.", name) for name in names)
-        for names in named
+        isinstance(names, str) or any(map(_has_layer, names)) for names in named
     )
+
+
+def _has_layer(name: str) -> bool:
+    """Whether a listed name has the number of a layer."""
+    return re.search(r"(^|\.)\d+\.", name) is not None
 
 
 def _check(file: Path, key: str, value: Any) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,7 @@ _OTHER_SIZES = {"BOOL": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I
 _OTHER_SIZES |= {"I32": 4, "U32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
 _SIZES = _OTHER_SIZES | {name: dtype.itemsize for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
+_METADATA = "__metadata__"  # the format's name for what is no tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,25 @@ def read_header(file: Path) -> dict[str, Entry]:
     Raises:
       UserError: a file that is truncated, or no safetensors file; names it and the tensor.
     """
+    header, data, size = _read_json(file)
+    header.pop(_METADATA, None)
+    entries = [_entry(name, raw, file, data) for name, raw in header.items()]
+    _check_extent(sorted(entries, key=lambda entry: entry.offset), file, data, size)
+    return {entry.name: entry for entry in entries}
+
+
+def read_metadata(file: Path) -> dict[str, Any]:
+    """What a safetensors file says beside its tensors.
+
+    Raises:
+      UserError: as `read_header`, of the header's form.
+    """
+    found = _read_json(file)[0].get(_METADATA)
+    return found if isinstance(found, dict) else {}
+
+
+def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
+    """(the header's object, where the data begin, the file's bytes)."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -67,11 +87,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         if size < 8 + length or size < 8:
             raise UserError(f"{file}: truncated within its header ({size:,} bytes)")
         text = stream.read(length)
-    header = _parse(text, file)
-    header.pop("__metadata__", None)
-    entries = [_entry(name, raw, file, 8 + length) for name, raw in header.items()]
-    _check_extent(sorted(entries, key=lambda entry: entry.offset), file, 8 + length, size)
-    return {entry.name: entry for entry in entries}
+    return _parse(text, file), 8 + length, size
 
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:
@@ -171,6 +187,7 @@ def write_file(
     file: Path,
     tensors: Sequence[Tensor],
     chunks: Callable[[Tensor], Iterable[np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a safetensors file whose tensors' data come in C-contiguous chunks.
 
@@ -180,12 +197,13 @@ def write_file(
       file: where to.
       tensors: what it holds; those of wider elements are placed first, so that all are aligned.
       chunks: a tensor's data, in order.
+      metadata: what it says beside them.
     """
     tensors = sorted(tensors, key=lambda tensor: -_SIZES[tensor.dtype])
     partial = file.with_name(f".{file.name}.partial")
     try:
         with partial.open("wb") as stream:
-            stream.write(_header(tensors))
+            stream.write(_header(tensors, metadata or {}))
             for tensor in tensors:
                 _write_tensor(stream, tensor, chunks(tensor))
         os.replace(partial, file)
@@ -201,9 +219,9 @@ def _write_tensor(stream: BinaryIO, tensor: Tensor, chunks: Iterable[np.ndarray]
         raise ValueError(f"{tensor.name}: {written} bytes written of {tensor.nbytes}")
 
 
-def _header(tensors: Sequence[Tensor]) -> bytes:
+def _header(tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> bytes:
     # transformers refuses a file that does not say who its format is for.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {_METADATA: {"format": "pt", **metadata}}
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.nbytes
