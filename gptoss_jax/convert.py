@@ -11,6 +11,8 @@ from gptoss_jax.loading import checkpoint_directory
 if TYPE_CHECKING:
     import jax
 
+    from gptoss_jax.model.config import Config
+
 _LAYOUTS = ("hf", "hf-bf16", "original", "orbax", "peft")
 _PACKED = ("hf", "original")
 _SIZES = ("20b", "120b", "tiny")
@@ -83,6 +85,8 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    import jax
+
     from gptoss_jax.checkpoint import peft
     from gptoss_jax.checkpoint.adapters import read_adapter
     from gptoss_jax.checkpoint.load import load_model, open_source
@@ -110,29 +114,35 @@ def _convert(arguments: argparse.Namespace) -> None:
     if packs and not source.packed_experts:
         print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
     compares = packs and trained and (trained.has_experts or not source.packed_experts)
-    mesh = choose_mesh(source.config, arguments.mesh) if compares else None
+    mesh = choose_mesh(source.config, arguments.mesh) if compares or arguments.mesh else None
     save_source(source, arguments.to, arguments.directory, adapter=trained)
-    if compares:
-        _report_divergence(arguments, mesh)
+    if not compares:
+        return
+    try:
+        print(_cost_of_packing(arguments, source.config, mesh), file=sys.stderr)
+    except jax.errors.JaxRuntimeError as error:  # what is written is whole
+        reason = str(error).splitlines()[0]
+        print(f"note: what packing costs was not measured ({reason})", file=sys.stderr)
 
 
-def _report_divergence(arguments: argparse.Namespace, mesh: "jax.sharding.Mesh | None") -> None:
+def _cost_of_packing(
+    arguments: argparse.Namespace, sizes: "Config", mesh: "jax.sharding.Mesh | None"
+) -> str:
     """What packing the merged experts costs, beside the adapter applied without merging."""
     from gptoss_jax.inference.divergence import PROMPTS, divergence, log_probabilities
-    from gptoss_jax.loading import load
+    from gptoss_jax.loading import find_tokenizer, load
 
+    tokenizer = find_tokenizer(arguments.source, sizes.vocab_size)
+    if tokenizer is None:
+        return "note: without a tokenizer no KL of packing is measured"
     found = []
     for path, adapter in ((arguments.source, arguments.adapter), (arguments.directory, None)):
-        model, tokenizer = load(path, dtype="float32", mesh=mesh, adapter=adapter)
-        if tokenizer is None:
-            print("note: without a tokenizer no KL of packing is measured", file=sys.stderr)
-            return
+        model, _ = load(path, dtype="float32", mesh=mesh, adapter=adapter)
         found.append(log_probabilities(model, tokenizer))
         del model  # one at a time
-    print(
+    return (
         f"packing the experts: KL {divergence(*found):.2e} nats a token, mean over "
-        f"{sum(map(len, found[0]))} tokens of {len(PROMPTS)} prompts",
-        file=sys.stderr,
+        f"{sum(map(len, found[0]))} tokens of {len(PROMPTS)} prompts"
     )
 
 

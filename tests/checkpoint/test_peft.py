@@ -25,7 +25,8 @@ from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import TARGETS, Adapter
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.lora import Trained
-from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.model.transformer import GptOss, parameter
+from gptoss_jax.mxfp4 import MXFP4
 
 # Every pair of widths differs, but for a shape whose experts are as wide as the model, and one
 # whose gate_up and down have as many outputs.
@@ -136,9 +137,10 @@ def in_peft(directory, adapter):
         (CONFIG, {"targets": ("down",)}),
         (CONFIG, {"targets": ("router",)}),
         (CONFIG, {"targets": ("gate_up", "router"), "layers": (1,)}),
+        (CONFIG, {"targets": ("q", "router"), "dropout": 0.1}),
         (CONFIG, {"rslora": True, "targets": ("q", "k", "v", "o"), "layers": (0,)}),
     ],
-    ids=["all", "square", "double", "down", "router", "layer1", "rslora"],
+    ids=["all", "square", "double", "down", "router", "layer1", "dropout", "rslora"],
 )
 def test_peft_gives_our_logits(tmp_path, config, fields):
     save_model(base(config), "hf", tmp_path / "base", progress=False)
@@ -168,11 +170,13 @@ def test_what_peft_cannot_hold_is_named(tmp_path, directory, capsys):
     everything = trained(targets=TARGETS, dropout=0.1)
     sinks, dropout = peft.not_held(everything)
     assert "trained sinks: they are in sinks.safetensors" in sinks
-    assert "no dropout of experts' factors" in dropout
+    assert "no dropout of experts' and router's factors" in dropout
     assert peft.not_held(trained(dropout=0.1, targets=("q", "unembedding"))) == []
-    for number, targets in enumerate([("q", "unembedding"), ("q", "down")]):
-        peft.save(trained(dropout=0.1, targets=targets), CONFIG, "b", tmp_path / str(number))
-        assert peft.load(tmp_path / str(number), CONFIG).adapter.dropout == (0.1, 0.0)[number]
+    for number, targets in enumerate([("q", "unembedding"), ("q", "down"), ("q", "router")]):
+        some = trained(dropout=0.1, targets=targets)
+        peft.save(some, CONFIG, "b", tmp_path / str(number))
+        assert peft.load(tmp_path / str(number), CONFIG).adapter.dropout == (0.0, 0.1)[not number]
+        assert len(peft.not_held(some)) == (number > 0)
     peft.save(everything, CONFIG, "base", tmp_path / "adapter")
     words = ["--adapter", str(tmp_path / "adapter"), "--to", "peft"]
     assert convert.main([str(directory), str(tmp_path / "again"), *words]) == 0
@@ -241,33 +245,70 @@ def test_a_mesh_gives_the_same(tmp_path, directory):
     assert said("expert=4,tensor=2") == said(None)
 
 
+def summed(weight, path: str, adapter: Trained) -> np.ndarray:
+    """A weight and its factors' product, float32: the meaning, written once more."""
+    a, b = (adapter.values[f"{path}.{factor}"] for factor in "ab")
+    form = "erk,ern->ekn" if a.ndim == 3 else "rd,ro->od"
+    dense = mxfp4.decode(weight, jnp.dtype("float32")) if isinstance(weight, MXFP4) else weight
+    return np.asarray(dense, np.float32) + np.einsum(form, a, b) * np.float32(adapter.adapter.scale)
+
+
+def check_merged(out: GptOss, before: GptOss, adapter: Trained) -> None:
+    """Of each weight that has factors, and of sinks.
+
+    What is packed again is what the encoder makes of base and product. The product is summed in
+    another order here, so a code, or a rounding, on the edge between two may differ.
+    """
+    for path in adapter.values:
+        stem, _, field = path.rpartition(".")
+        if field == "b":
+            continue
+        found = parameter(out, path if field != "a" else stem).get_value()
+        if field != "a":
+            np.testing.assert_array_equal(found, adapter.values[path])
+            continue
+        expected = summed(parameter(before, stem).get_value(), stem, adapter)
+        if isinstance(found, MXFP4):
+            packed = mxfp4.encode(jnp.asarray(expected))
+            assert (np.asarray(found.blocks) == np.asarray(packed.blocks)).mean() > 0.9999
+            np.testing.assert_array_equal(found.scales, packed.scales)
+        else:
+            expected = jnp.asarray(expected).astype(found.dtype).astype(jnp.float32)
+            ulp = 2.0**-7 if found.dtype == jnp.bfloat16 else 2.0**-20
+            found = np.asarray(found, np.float32)
+            np.testing.assert_allclose(found, expected, rtol=ulp, atol=1e-6, err_msg=stem)
+            assert (np.abs(found - expected) <= 1e-6 * np.abs(expected).max()).mean() > 0.999
+
+
 @pytest.mark.parametrize("layout", ["hf-bf16", "hf", "original"])
 def test_merged(tmp_path, directory, layout):
-    """Dense layouts compute what the adapter beside the weights does, up to bfloat16."""
-    adapter = trained(targets=("q", "o", "router", "gate_up", "sinks"), layers=(1,))
+    """Dense layouts compute what the adapter beside the weights does."""
+    adapter = trained(targets=TARGETS, layers=(1,))
     peft.save(adapter, CONFIG, "base", tmp_path / "adapter")
     words = [str(directory), str(tmp_path / "out"), "--to", layout]
     assert convert.main([*words, "--adapter", str(tmp_path / "adapter")]) == 0
     out = load_model(tmp_path / "out", dtype=jnp.dtype("float32"), progress=False)
-    beside = logits(apply_adapter(base(), adapter))
+    check_merged(out, base(), adapter)
     if layout == "hf-bf16":
-        same(logits(out), beside)
-    else:
-        # Packed again: what the encoder makes of base and product. The product is summed in
-        # another order here, so a code on the edge between two may differ.
-        weight = base().layers[1].moe.w_gate_up_EDF.get_value()
-        a, b = (adapter.values[f"layers.1.moe.w_gate_up_EDF.{factor}"] for factor in "ab")
-        product = np.einsum("erk,ern->ekn", a, b) * np.float32(adapter.adapter.scale)
-        expected = mxfp4.encode(mxfp4.decode(weight, jnp.float32) + product)
-        found = out.layers[1].moe.w_gate_up_EDF.get_value()
-        assert (np.asarray(found.blocks) == np.asarray(expected.blocks)).mean() > 0.9999
-        np.testing.assert_array_equal(found.scales, expected.scales)
+        same(logits(out), logits(apply_adapter(base(), adapter)))
     if layout == "hf":
         first, second = (load_model(d, progress=False) for d in (directory, tmp_path / "out"))
-        for path in ("moe.w_down_EFD", "attention.w_v_CD"):
-            for layer in (0, 1):
-                same_bytes(first.layers[layer], second.layers[layer], path)
-        same_bytes(first.layers[0], second.layers[0], "moe.w_gate_up_EDF")
+        for path in ("moe.w_gate_up_EDF", "moe.w_down_EFD", "attention.w_v_CD"):
+            same_bytes(first.layers[0], second.layers[0], path)
+
+
+@pytest.mark.parametrize("layout", ["hf-bf16", "hf", "original"])
+def test_a_base_of_bfloat16_stays_one(tmp_path, layout):
+    bfloat16 = jnp.dtype("bfloat16")
+    before = GptOss(CONFIG, dtype=bfloat16, param_dtype=bfloat16, rngs=nnx.Rngs(3))
+    save_model(before, "hf", tmp_path / "base", progress=False)
+    adapter = trained(targets=IN_PEFT)
+    peft.save(adapter, CONFIG, "base", tmp_path / "adapter")
+    words = [str(tmp_path / "base"), str(tmp_path / "out"), "--to", layout]
+    assert convert.main([*words, "--adapter", str(tmp_path / "adapter")]) == 0
+    out = load_model(tmp_path / "out", progress=False)
+    assert out.layers[0].attention.w_q_AD.get_value().dtype == bfloat16
+    check_merged(out, before, adapter)
 
 
 def same_bytes(first, second, path):
@@ -443,11 +484,34 @@ def test_what_does_not_fit_is_one_line(tmp_path, change, error):
     assert "\n" not in str(raised.value)
 
 
+def as_from_elsewhere(directory):
+    """Without what our files say of their base."""
+    tensors = safetensors.numpy.load_file(directory / peft.WEIGHTS)
+    safetensors.numpy.save_file(tensors, directory / peft.WEIGHTS)
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), ("unembedding",), ("sinks",)], ids=str)
+@pytest.mark.parametrize("other", [{"num_layers": 3, "layer_types": ()}, {"num_experts": 8}])
+def test_an_adapter_of_another_base_of_the_same_widths(tmp_path, targets, other):
+    peft.save(trained(targets=targets, layers=(1,)), CONFIG, "base", tmp_path / "adapter")
+    with pytest.raises(UserError, match="is of a base with 2 layers of 4 experts; this one has"):
+        peft.load(tmp_path / "adapter", dataclasses.replace(CONFIG, **other))
+
+
+def test_factors_of_a_named_layer_may_not_be_missing(tmp_path):
+    directory = tmp_path / "adapter"
+    peft.save(trained(targets=("q", "v"), layers=(1,)), CONFIG, "base", directory)
+    without("v_proj")(directory)
+    with pytest.raises(UserError, match=r"no factors of model\.layers\.1\.self_attn\.v_proj"):
+        peft.load(directory, CONFIG)
+
+
 def test_an_adapter_of_fewer_layers(tmp_path):
     """20b's attention is as wide as 120b's; only what says so itself is of some layers."""
     shallow = dataclasses.replace(CONFIG, num_layers=1, layer_types=())
     directory = tmp_path / "adapter"
     peft.save(trained(shallow, targets=("q", "unembedding")), shallow, "base", directory)
+    as_from_elsewhere(directory)
     with pytest.raises(
         UserError, match=r"self_attn\.q_proj in layer 1 of the model's 2: it is of another"
     ):
@@ -479,5 +543,6 @@ def test_names_that_begin_with_a_layer_s_number_choose_layers(tmp_path):
 def test_an_adapter_of_more_layers(tmp_path):
     deep = dataclasses.replace(CONFIG, num_layers=3, layer_types=())
     peft.save(trained(deep), deep, "base", tmp_path / "adapter")
+    as_from_elsewhere(tmp_path / "adapter")
     with pytest.raises(UserError, match="the model has 2 layers"):
         peft.load(tmp_path / "adapter", CONFIG)

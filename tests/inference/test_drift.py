@@ -2,13 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gptoss_jax import drift as verb
+from gptoss_jax import generate
+from gptoss_jax.checkpoint import peft
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import drift
+from gptoss_jax.inference.completion import complete
 from gptoss_jax.inference.drift import Prompt, Seen
 from gptoss_jax.inference.turns import BatchTurn
+from gptoss_jax.loading import load
+from gptoss_jax.model import lora
+from gptoss_jax.model.adapter import Adapter
 
 ANALYSIS = {"role": "assistant", "channel": "analysis", "content": "hm"}
 FINAL = {"role": "assistant", "channel": "final", "content": "yes"}
@@ -122,6 +129,36 @@ def test_nano_beside_itself(tmp_path, capsys, mesh):
     assert shown["base"] == shown["tuned"]
     assert shown["base"]["texts"][0] == "21"
     assert verb.main(["--base", "nano"]) == 2
+
+
+def test_an_adapter_is_what_is_asked_beside_its_base(tmp_path, capsys):
+    """The same tokens as `load(adapter=)` gives, and `generate --adapter`."""
+    adapter = Adapter(rank=1, alpha=1.0, targets=("unembedding",))
+    model, _ = load("nano", dtype="float32")
+    rng = np.random.default_rng(0)
+    shapes = lora.trained_shapes(model, adapter)
+    values = {path: rng.normal(0, 1.5, shape).astype("f4") for path, shape in shapes.items()}
+    peft.save(lora.Trained(adapter, values), model.config, "nano", tmp_path / "adapter")
+    asked = {"prompt": "Add 12 and 9", "expect": "answer"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(asked))
+    flags = ["--adapter", str(tmp_path / "adapter"), "--dtype", "float32", "--max-tokens", "96"]
+    prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), "--mesh", "data=1", "--json"]
+    assert verb.main(["--base", "nano", *flags, *prompts]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["base"]["texts"] == ["21"]
+    assert shown["tuned"]["texts"] != ["21"]
+
+    tuned, tokenizer = load("nano", dtype="float32", adapter=tmp_path / "adapter")
+    assert tokenizer is not None
+    messages = [{"role": "user", "content": asked["prompt"]}]
+    alone, beside = (
+        complete(each, tokenizer, messages, max_tokens=96, temperature=0.0).messages
+        for each in (model, tuned)
+    )
+    words = ["--json", "--mesh", "data=1", *flags, "--temperature", "0", asked["prompt"]]
+    generate.main(generate.build_parser().parse_args(words))
+    assert json.loads(capsys.readouterr().out)["messages"] == beside
+    assert alone != beside
 
 
 @pytest.mark.parametrize(
