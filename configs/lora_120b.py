@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.base = "~/gpt-oss-120b"
     config.dtype = "bfloat16"
     config.remat = True
+    config.balance_coefficient = 0.0  # routing is left as the base learned it
     config.steps = 500
     config.batch_size = 8
     config.lora.targets = ("q", "k", "v", "o", "gate_up", "down", "unembedding")

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.base = "~/gpt-oss-20b"
     config.dtype = "bfloat16"
     config.remat = True
+    config.balance_coefficient = 0.0  # routing is left as the base learned it
     config.steps = 1000
     config.batch_size = 16
     config.qat_start = 0

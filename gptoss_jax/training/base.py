@@ -36,13 +36,13 @@ class Base:
             return None
         source = open_source(self.directory)
         packed = {"packed_experts": source.packed_experts, "param_dtype": source.dtype}
-        return jax.eval_shape(_widened, abstract(source.config, dtype=dtype, **packed))
+        return jax.eval_shape(widened, abstract(source.config, dtype=dtype, **packed))
 
     def load(self, dtype: jnp.dtype, mesh: Mesh | None) -> GptOss | None:
         """The model. On the CPU bfloat16 is multiplied as float32 anyway: it is widened once."""
         if self.directory is None:
             return None
-        return _widened(load_model(self.directory, dtype=dtype, mesh=mesh))
+        return widened(load_model(self.directory, dtype=dtype, mesh=mesh))
 
 
 def find(config: Settings) -> Base:
@@ -93,7 +93,8 @@ def _named_tokenizer(config: Settings) -> Tokenizer | None:
         raise ConfigError(f"config.tokenizer: {error}") from None
 
 
-def _widened(model: GptOss) -> GptOss:
+def widened(model: GptOss) -> GptOss:
+    """Its bfloat16 parameters as float32, if it computes in that."""
     if model.dtype != jnp.float32:
         return model
     bfloat16 = jnp.bfloat16

@@ -121,7 +121,7 @@ class _Loop:
         if latest is None or self.trainer.adapter is not None or of_pairs:
             self._base = self._from.load(jnp.dtype(self._config.dtype), self._mesh)
         if of_pairs:
-            self._refer()
+            self._refer(begun=latest is not None)
         if latest is None:
             self._feed = self._new_feed(self._parts)
             where = jax.tree.map(lambda x: x.sharding, like)
@@ -139,7 +139,7 @@ class _Loop:
         self.done = latest or 0
         self._directory.begin(self.done)
 
-    def _refer(self) -> None:
+    def _refer(self, *, begun: bool) -> None:
         """Gives the pairs what the base thinks of them."""
 
         def log_probabilities(rows: Batch) -> np.ndarray:
@@ -155,6 +155,7 @@ class _Loop:
             base=f"{self._directory.base} in {self._config.dtype}",
             rows=rows,
             length=length,
+            begun=begun,
         )
 
     def _new_feed(self, feeds: int) -> Share:

@@ -45,7 +45,7 @@ def loss(
     Inside a shard_map each device has its rows of the batch, and all get the same results.
 
     Args:
-      model: with float experts.
+      model: with float experts, or packed ones that nothing trains.
       batch: packed rows.
       balance_coefficient: of the load-balance term, which counts once a unit of weight.
       qat: parameters are used as `qat.pack` holds them, gradients pass straight through.

@@ -48,6 +48,7 @@ def with_reference(
     base: str,
     rows: int,
     length: int,
+    begun: bool,
 ) -> Sources:
     """The sources with the log-probabilities that the run has, or that are computed now.
 
@@ -58,6 +59,7 @@ def with_reference(
       base: the reference model's fingerprint and what it computes in.
       rows: B, in each batch it is given.
       length: T.
+      begun: whether the run has a checkpoint; else what is kept and does not fit is replaced.
 
     Raises:
       UserError: what is kept is of other data or another base, or cannot be read.
@@ -65,9 +67,8 @@ def with_reference(
     file = workdir / FILE
     splits = {"train": sources.train, "validation": sources.validation}
     known = {name: source for name, source in splits.items() if source is not None}
-    if file.is_file():
-        values = _read(file, known, base)
-    else:
+    values = _kept(file, known, base, begun=begun)
+    if values is None:
         values = {
             name: _computed(source, log_probabilities, rows, length)
             for name, source in known.items()
@@ -106,6 +107,19 @@ def _write(file: Path, known: dict[str, Source], values: dict[str, np.ndarray], 
         error.filename = str(unfinished)  # which a failed write does not say
         raise
     unfinished.rename(file)
+
+
+def _kept(
+    file: Path, known: dict[str, Source], base: str, *, begun: bool
+) -> dict[str, np.ndarray] | None:
+    if not file.is_file():
+        return None
+    try:
+        return _read(file, known, base)
+    except UserError:
+        if begun:
+            raise
+        return None  # left before the first step; the data were mended since
 
 
 def _read(file: Path, known: dict[str, Source], base: str) -> dict[str, np.ndarray]:

@@ -99,11 +99,13 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What has ended the run is to be told, not that its plot cannot be written either.
-        with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
-            self.close()
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            # What has ended the run is to be told, not that its plot cannot be written either.
+            with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
+                self.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def begin(self, step: int) -> None:
         """Takes up what there is up to this step; a killed run may have written further.

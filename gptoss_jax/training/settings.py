@@ -337,8 +337,10 @@ def _check_meant(config: Settings) -> None:
             raise ConfigError(f"config.{field}: the sizes are config.base's; leave it out")
         if field.startswith("preference.") and config.data.kind != "pairs":
             raise ConfigError(f"config.{field}: means nothing without config.data.kind pairs")
-        if field.startswith(_MIXTURE) and config.data.kind != "tasks":
-            raise ConfigError(f"config.{field}: means nothing without config.data.kind tasks")
+        if field.startswith(_MIXTURE) and value and config.data.kind != "tasks":
+            raise ConfigError(
+                f"config.{field}: means nothing without config.data.kind tasks; 0 leaves it out"
+            )
 
 
 def adapter_of(config: Settings) -> Adapter | None:

@@ -92,16 +92,16 @@ def launch(tmp_path_factory):
 
 @pytest.fixture
 def killed_at_random():
-    """Kills a run after one of its first steps, and gives the step.
+    """Kills a run after one of its first steps, from `first` on, and gives the step.
 
     The seed of the place is printed; RUN_KILL_SEED repeats one.
     """
 
-    def kill(process, steps):
+    def kill(process, steps, first=1):
         seed = int(os.environ.get("RUN_KILL_SEED") or random.SystemRandom().randrange(1 << 32))
         print(f"RUN_KILL_SEED={seed}")
         rng = random.Random(seed)
-        step, wait = rng.randint(1, steps), rng.uniform(0, 0.05)
+        step, wait = rng.randint(first, steps), rng.uniform(0, 0.05)
         shown = []
         with process:
             for line in process.stderr:

@@ -28,7 +28,7 @@ FEW_STEPS = (
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """The second layer's attention and experts, and the unembedding."""
+    """The second layer's attention and experts."""
     workdir = tmp_path_factory.mktemp("nano") / "run"
     chosen = ("--config.lora.targets=q,o,gate_up,down", "--config.lora.layers=1")
     words = ["--config", "configs/lora_nano.py", "--workdir", str(workdir), "--mesh", "data=1"]

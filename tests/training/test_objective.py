@@ -1,6 +1,8 @@
 """The objective against plain formulas, and quantisation-aware parameters."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,20 @@ def test_cross_entropy_is_that_of_the_weighted_targets(monkeypatch, block):
     correct = (logits.argmax(-1) == np.asarray(b.targets_BT)) * weights
     assert float(metrics["correct_sum"]) == correct.sum()
     assert float(metrics["weight_sum"]) == weights.sum()
+
+
+def test_logits_are_never_whole(monkeypatch):
+    """Neither of the loss nor for its gradient: no array of the program has more than a block."""
+    vocab = CONFIG.vocab_size
+    monkeypatch.setattr(objective, "_BLOCK", 7 * vocab)
+
+    def loss(model):
+        given = {"balance_coefficient": 0.0, "qat": False, "remat": False}
+        return objective.loss(model, batch(), **given)[0]
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(model()))
+    shapes = re.findall(rf"f32\[((?:\d+,)+{vocab})\]", text)
+    assert {math.prod(map(int, shape.split(","))) for shape in shapes} == {7 * vocab}
 
 
 def test_blocks_drop_other_inputs_of_the_unembedding(monkeypatch):

@@ -129,7 +129,7 @@ def test_the_score_is_the_formula_pair_by_pair():
 
 @pytest.mark.parametrize("shape", [None, {"fsdp": 2}])
 def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp_path, shape):
-    """Computed in packed rows, over a mesh too; kept, and refused for other data."""
+    """Computed in packed rows, over a mesh too; kept, and refused for other data once begun."""
     alone = load_model(pairs.base, dtype=jnp.dtype("float32"), progress=False)
     mesh = shape and sharding.make_mesh(alone.config, shape, jax.devices())
     base = load_model(pairs.base, dtype=jnp.dtype("float32"), mesh=mesh, progress=False)
@@ -141,9 +141,10 @@ def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp
         asked.append(batch)
         return np.asarray(program(base, spread.placed(batch, base.config, mesh)))
 
-    def sources(base="abc"):
-        found, sizes = open_sources(pairs, tokenizer), {"rows": 2, "length": 256}
-        return reference.with_reference(found, tmp_path, log_probabilities, base=base, **sizes)
+    def sources(base="abc", begun=True):
+        found = open_sources(pairs, tokenizer)
+        given = {"base": base, "rows": 2, "length": 256, "begun": begun}
+        return reference.with_reference(found, tmp_path, log_probabilities, **given)
 
     one = sources().train[11]
     forward = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
@@ -161,6 +162,8 @@ def test_the_reference_is_what_each_conversation_has_alone(pairs, tokenizer, tmp
     pairs.data.paths = pairs.data.validation_paths = (str(tmp_path / "more.jsonl"),)
     with pytest.raises(UserError, match="is of other train data"):
         sources()
+    assert sources(begun=False).train.size == 1
+    assert sources().train.size == 1
 
 
 def test_rows_over_a_mesh_have_the_same_score(pairs, tokenizer):

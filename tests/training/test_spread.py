@@ -1,17 +1,29 @@
 """Training over a mesh: the numbers of one device, and whose part is whose."""
 
+import dataclasses
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gptoss_jax import sharding
+from gptoss_jax.checkpoint import load_model
 from gptoss_jax.errors import UserError
+from gptoss_jax.model.adapter import TARGETS
+from gptoss_jax.model.config import read_config
 from gptoss_jax.training import settings, spread
 from gptoss_jax.training.feed import Feed
 from gptoss_jax.training.sources import open_sources
 from gptoss_jax.training.step import Trainer, compiled, in_parts
 
 MESHES = ("data=2", "fsdp=4", "fsdp=2,expert=2", "data=2,expert=2,tensor=2")
+# All but the sinks, which are trained themselves.
+FACTORED = {
+    *("w_q_AD", "w_k_CD", "w_v_CD", "w_o_DA", "w_gate_up_EDF", "w_down_EFD", "w_router_ED"),
+    "unembedding_VD",
+}
 
 
 @pytest.fixture
@@ -59,6 +71,41 @@ def test_a_step_is_that_of_one_device(config, tokenizer, sizes):
         if "fsdp" in text:
             held = over.params["layers.0.attention.w_q_AD"].addressable_shards[0].data.size
             assert held < alone.params["layers.0.attention.w_q_AD"].size
+
+
+def stepped_adapter(config, base_path, rows, mesh):
+    """As `stepped`, of factors that are all somewhere in the middle of their training."""
+    base = load_model(base_path, dtype=jnp.dtype("float32"), mesh=mesh, progress=False)
+    trainer = Trainer(config, base.config, mesh, base)
+    where = jax.tree.map(lambda x: x.sharding, trainer.abstract_state())
+    state = jax.jit(trainer.begin_from, out_shardings=where)(base)
+    rng = np.random.default_rng(0)
+    params = {
+        path: jax.device_put(rng.normal(0, 0.1, x.shape).astype(np.float32), x.sharding)
+        for path, x in state.params.items()
+    }
+    state = dataclasses.replace(state, params=params)
+    batch = spread.placed(in_parts(rows, 2), base.config, mesh)
+    step = functools.partial(trainer.train_step, qat=False)
+    return compiled(step, state, base, batch, donate=(0,))(state, base, batch)
+
+
+@pytest.mark.usefixtures("quick_compilation", "sizes")
+def test_a_step_of_an_adapter_is_that_of_one_device(config, tokenizer, base_path):
+    config.lora.targets, config.lora.rank = TARGETS, 2
+    source = open_sources(config, tokenizer).train
+    rows = Feed(source, rows=8, length=128, open_rows=2, seed=0).batch()
+    alone, metrics = stepped_adapter(config, base_path, rows, None)
+    assert {path.split(".")[-2] for path in alone.params if path.endswith(".a")} == FACTORED
+    for text in MESHES[2:]:
+        mesh = sharding.make_mesh(read_config(base_path), sharding.parse(text), jax.devices())
+        over, its = stepped_adapter(config, base_path, rows, mesh)
+        for name, value in metrics.items():
+            np.testing.assert_allclose(its[name], value, rtol=1e-5, err_msg=f"{text} {name}")
+        for path, expected in alone.optimizer[1][0].mu.items():
+            got = np.asarray(over.optimizer[1][0].mu[path])
+            far = np.abs(got - expected).max() / np.ptp(expected)
+            assert far <= 1e-5, (text, path, far)
 
 
 def test_the_default_takes_the_devices_that_rows_and_experts_divide_by(config, sizes):
