@@ -41,6 +41,11 @@ def check_sampling(request: Request, vocab_size: int) -> None:
             f"constraint is of type {type(request.constraint).__name__}; it must be a "
             "text.constraints.Constraint"
         )
+    if request.constraint is not None and request.constraint.vocab_size > vocab_size:
+        raise UserError(
+            f"constraint is of a tokenizer with {request.constraint.vocab_size} ids, and the model "
+            f"has {vocab_size}; make it with the model's own tokenizer"
+        )
 
 
 def _check_types(request: Request) -> None:

@@ -202,8 +202,17 @@ def chat_conversation(
     *,
     functions: Sequence[ToolFunction] = (),
     namespaces: Sequence[ToolNamespace] = (),
+    current_date: str | None = None,
 ) -> list[Message]:
-    """A conversation in the chat API's form as harmony has it, today's date in its system message.
+    """A conversation in the chat API's form as harmony has it, with the date in its system message.
+
+    Args:
+      messages: as `complete` takes them.
+      reasoning_effort: low, medium (the default) or high.
+      response_formats: that the system message tells of.
+      functions: that may be called.
+      namespaces: of built-in tools.
+      current_date: YYYY-MM-DD; None for today's.
 
     Raises:
       HarmonyError: a message is not of that form, or the effort is not low, medium or high.
@@ -214,8 +223,13 @@ def chat_conversation(
         response_formats=response_formats,
         builtin_tools=namespaces,
         effort=reasoning_effort or "medium",  # pyright: ignore[reportArgumentType]
-        current_date=datetime.date.today().isoformat(),
+        current_date=current_date or today(),
     )
+
+
+def today() -> str:
+    """YYYY-MM-DD."""
+    return datetime.date.today().isoformat()
 
 
 def render_chat(

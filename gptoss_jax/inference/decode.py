@@ -1,5 +1,7 @@
 """The device's part of generation: a prefill chunk, and several decoded tokens a call.
 
+Where a host's masks say what may come next, a call is two programs, `forward` and `choose`.
+
 Inside a shard_map (`programs.py`) each device has its own sequences, heads and experts.
 """
 
@@ -94,7 +96,7 @@ class Made:
     """What a call made of the whole batch.
 
     Attributes:
-      token_BS: int32, -1 where a sequence was done.
+      token_BS: int32, -1 where a sequence was done or there is none.
       id_BSK: int32, ids whose log-probabilities are told: the token itself, then the likeliest;
         K = 0 where nobody asked.
       logprob_BSK: float32, theirs.

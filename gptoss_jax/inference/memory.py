@@ -17,7 +17,7 @@ from gptoss_jax.inference.programs import Programs
 from gptoss_jax.model.cache import PAGE, pages_for
 
 # Of a device's memory, for what programs hold beside weights and cache while they run.
-_FOR_PROGRAMS = 0.1
+FOR_PROGRAMS = 0.1
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -101,8 +101,8 @@ def _free(device: Any, sharing: int) -> int:
     """Bytes that the cache may take; where the device is the host, its share of those."""
     stats = device.memory_stats()
     if stats is None:
-        return int(_host_bytes() * (1 - _FOR_PROGRAMS)) // sharing
-    return int(stats["bytes_limit"] * (1 - _FOR_PROGRAMS)) - stats["bytes_in_use"]
+        return int(_host_bytes() * (1 - FOR_PROGRAMS)) // sharing
+    return int(stats["bytes_limit"] * (1 - FOR_PROGRAMS)) - stats["bytes_in_use"]
 
 
 def _host_bytes() -> int:

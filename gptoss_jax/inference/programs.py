@@ -94,7 +94,7 @@ class Programs:
         """The program of what comes next."""
         function = functools.partial(device.choose, batch_axes=self._split.batch)
         specs = (self.batch, self.batch, self.state, self.rules)
-        return jax.jit(self._over(function, specs, self._results))
+        return jax.jit(self._over(function, specs, self._results), donate_argnums=2)
 
     @functools.cached_property
     def verify(self) -> Any:

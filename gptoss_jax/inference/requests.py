@@ -158,6 +158,11 @@ class Sequence:
         return self.tokens[len(self.request.prompt) :]
 
     @property
+    def begun_to_answer(self) -> bool:
+        """Whether there are any tokens after the prompt."""
+        return len(self.tokens) > len(self.request.prompt)
+
+    @property
     def cut_short(self) -> str | None:
         """Why its end is not the model's own: "error", a constraint that gave up, or "length"."""
         if self.matcher is None:
@@ -172,12 +177,12 @@ class Sequence:
 
 def check_prompt(config: Config, prompt: Tokens[int], max_tokens: int) -> None:
     """Raises a UserError for what no engine can run; needs no weights."""
-    if not len(prompt):
-        raise UserError("the prompt has no tokens")
     try:
         ids = np.asarray(prompt)
     except ValueError:  # lists of different lengths
-        ids = np.zeros(0)
+        ids = np.zeros((1, 1))
+    if ids.shape == (0,):
+        raise UserError("the prompt has no tokens")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UserError("the prompt is no sequence of token ids; render or encode it first")
     outside = ids[(ids < 0) | (ids >= config.vocab_size)]

@@ -1,7 +1,10 @@
 """The scheduler's calls on the device: arrays, compiled programs, timings."""
 
 import dataclasses
+import queue
+import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -97,6 +100,45 @@ class Pace:
         self._verify_s = _smoothed(self._verify_s, seconds / tokens)
 
 
+class Clock:
+    """Tells when arrays are there.
+
+    On a thread that ends with the process: executors take nothing any more once the main thread has
+    returned, and others may be reading still.
+    """
+
+    def __init__(self):
+        """Its thread ends with it."""
+        self._asked: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=_answer_all, args=(self._asked,), daemon=True).start()
+        weakref.finalize(self, self._asked.put, None)
+
+    def end_of(self, x: jax.Array) -> Future:
+        """When the array was there (perf_counter)."""
+        told: Future = Future()
+        self._asked.put((x, told))
+        return told
+
+
+def _answer_all(asked: queue.SimpleQueue) -> None:
+    # Nothing of one question is held while the next is waited for.
+    while _answer_one(asked.get()):
+        pass
+
+
+def _answer_one(question: tuple[jax.Array, Future] | None) -> bool:
+    if question is None:
+        return False
+    x, told = question
+    try:
+        jax.block_until_ready(x)
+    except Exception as error:
+        told.set_exception(error)
+    else:
+        told.set_result(time.perf_counter())
+    return True
+
+
 def _smoothed(before: float | None, now: float) -> float:
     return now if before is None else 0.7 * before + 0.3 * now
 
@@ -144,7 +186,7 @@ class Runner:
         self._tallies = Tallies(programs)
         self._compiled: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor(2)
-        self._clock = ThreadPoolExecutor(1)  # tells when a program has ended
+        self._clock = Clock()
         self._report = report or (lambda line: None)
 
     @property
@@ -192,7 +234,7 @@ class Runner:
             steps = int(is_made_BS.any(0).sum())
             self.timings.decode_tokens += int(is_made_BS.sum())
             self.timings.decode_rows += steps * len(is_made_BS)
-            self.most_steps = self._steps(steps, taken)
+            self.most_steps = self._steps(call.steps, steps, taken)
             self.pace.decoded(taken, int(is_made_BS.sum()))
             return made
 
@@ -234,18 +276,19 @@ class Runner:
         (state, logits), began = self._start("forward", given)
         self.timings.calls += 1
         self._layers = state.cache.layers
-        computed = self._clock.submit(_end_of, logits)
-        rules = dataclasses.replace(self._rules(rows, choosing), adapters=None)
+        computed = self._clock.end_of(logits)
+        rules = self._rules(rows, choosing, adapters=False)
         masked = time.perf_counter()
         state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=[]))
-        (state, made, _), _ = self._start("choose", (logits, added_B, state, rules))
-        finish_made = self._finish(made, began)
+        (state, made, _), chose = self._start("choose", (logits, added_B, state, rules))
+        finish_made = self._finish(made, chose)
 
         def finish() -> tuple[Made, float]:
-            out, taken = finish_made()
-            waited = max(0.0, masked - computed.result())
-            self.timings.mask_s += waited
-            return out, taken - waited
+            out, choosing_s = finish_made()
+            there = computed.result()
+            self.timings.mask_s += max(0.0, masked - there)
+            # The second program waits for the first; what lies between them is the host's.
+            return out, there - began + choosing_s - max(0.0, there - chose)
 
         return finish, state.tally
 
@@ -298,7 +341,7 @@ class Runner:
         """
         tokens, added_B = self._given(rows, starts, added, width)
         state = self._state(rows, Tally.none(len(rows)), starts)
-        rules = dataclasses.replace(self._rules(rows), adapters=None)
+        rules = self._rules(rows, adapters=False)
         finish_made, _ = self._run("draft", (self._model, tokens, added_B, state, rules))
         return lambda: finish_made()[0]
 
@@ -316,9 +359,12 @@ class Runner:
                 row[:count] = sequence.tokens[start : start + count]
         return self._programs.placed((tokens_BT, np.asarray(added, np.int32)), self._programs.batch)
 
-    def _steps(self, made: int, taken: float) -> int:
+    def _steps(self, asked: int, made: int, taken: float) -> int:
         """How many tokens the next call is to make; processes need the same, and clocks differ."""
-        wanted = 2 * made if jax.process_count() > 1 else int(_CALL_SECONDS * made / taken)
+        if jax.process_count() > 1:  # a call cut short for others' sake says nothing
+            wanted = self.most_steps if made == asked < self.most_steps else 2 * made
+        else:
+            wanted = int(_CALL_SECONDS * made / taken)
         return max(1, min(MOST_STEPS, wanted))
 
     def _state(
@@ -346,6 +392,8 @@ class Runner:
         self,
         rows: Sequence[requests.Sequence | None],
         choosing: Sequence[requests.Sequence | None] = (),
+        *,
+        adapters: bool = True,
     ) -> Rules:
         """Of the rows; with masks for those that choose, where any are to be told apart."""
         limits = [sequence.limit if sequence else 0 for sequence in rows]
@@ -354,7 +402,8 @@ class Runner:
         allowed_BW = _allowed(choosing, len(rows), len(self._banned_V))
         wanted = any(s is not None and s.request.logprobs is not None for s in rows)
         ranks_K = logprobs.ranks(len(self._banned_V), wanted=wanted)
-        chosen = self._adapters and self._adapters.chosen([s.adapter if s else None for s in rows])
+        names = [s.adapter if s else None for s in rows]
+        chosen = self._adapters.chosen(names) if self._adapters and adapters else None
         arrays: Any = (self._banned_V, self._stops_V, limit_B, allowed_BW, ranks_K)
         rules = Rules(sampling, *arrays, adapters=chosen)
         return self._programs.placed(rules, self._programs.rules)
@@ -368,7 +417,7 @@ class Runner:
 
     def _finish(self, made: Made, began: float) -> Finish:
         """Waits for what was begun then; what the host did meanwhile is not the device's time."""
-        ended = self._clock.submit(_end_of, made.token_BS)
+        ended = self._clock.end_of(made.token_BS)
         return lambda: (jax.tree.map(np.asarray, made), ended.result() - began)
 
     def _start(self, name: str, arguments: tuple) -> tuple[tuple, float]:
@@ -387,8 +436,9 @@ class Runner:
 
     def _compile(self, name: str, arguments: tuple) -> Future:
         """Of the compiled program."""
-        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), arguments[1:])
-        key = (name, tuple(jax.tree.leaves(shapes)), jax.tree.structure(arguments[1:]))
+        given = [argument for argument in arguments if argument is not self._model]
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), given)
+        key = (name, tuple(jax.tree.leaves(shapes)), jax.tree.structure(given))
         if key not in self._compiled:
             self._compiled[key] = self._compilers.submit(self._timed, name, arguments)
         return self._compiled[key]
@@ -406,12 +456,6 @@ class Runner:
         return program
 
 
-def _end_of(x: jax.Array) -> float:
-    """When it is there."""
-    jax.block_until_ready(x)
-    return time.perf_counter()
-
-
 def _constrained(rows: Sequence[requests.Sequence | None]) -> bool:
     return any(sequence is not None and sequence.matcher for sequence in rows)
 
@@ -427,7 +471,7 @@ def _allowed(
 
     for sequence in choosing:
         # Of a short answer the model at least begins it.
-        if sequence is not None and sequence.matcher is not None and sequence.generated:
+        if sequence is not None and sequence.matcher is not None and sequence.begun_to_answer:
             sequence.matcher.hurry(sequence.limit - len(sequence.tokens))
     allowed_BW = np.full((rows, -(-vocab_size // 32)), -1, np.int32)
     fill_masks([sequence.matcher if sequence else None for sequence in choosing], allowed_BW)

@@ -230,11 +230,13 @@ class Scheduler:
     def _awaits(self, sequence: Sequence) -> bool:
         """Whether more of its prompt will be kept than is now, once another's is computed.
 
-        That one's chunks then end where the two prompts part.
+        That one's chunks then end where the two prompts part. Nobody waits for one that matters
+        less.
         """
         with_room = [part for part in self.parts if len(part.running) < self._sequences]
         prefilling = [s for part in with_room for s in part.running if s.stage is Stage.PREFILLING]
-        coming = {other: _common(other, sequence) for other in prefilling}
+        leading = [s for s in prefilling if s.request.priority >= sequence.request.priority]
+        coming = {other: _common(other, sequence) for other in leading}
         coming = {other: n for other, n in coming.items() if n * PAGE > other.computed}
         leader = max(coming, key=lambda other: coming[other], default=None)
         if leader is None or coming[leader] <= max(self._kept(sequence, p) for p in with_room):

@@ -207,10 +207,14 @@ def _before(ring_BKHW: jax.Array, new_BKHT: jax.Array, chunk: Chunk) -> jax.Arra
         return ring_BKHW
     window, own = ring_BKHW.shape[-1], new_BKHT.shape[-1]
     part, before = new_BKHT[..., -window:], []
-    for _ in range(-(-window // own)):  # where parts are shorter than the window, several
+    # Where parts are shorter than the window, several neighbours, if there are as many.
+    hops = min(-(-window // own), sharding.parts(chunk.axes) - 1)
+    for _ in range(hops):
         part = sharding.from_left(part, chunk.axes)
         before.insert(0, part)
-    left_BKHW = jnp.concatenate(before, axis=-1)[..., -window:]
+    left_BKHT = jnp.concatenate(before, axis=-1)[..., -window:]
+    missing = window - left_BKHT.shape[-1]  # further back than any neighbour: the ring's
+    left_BKHW = jnp.pad(left_BKHT, ((0, 0), (0, 0), (0, 0), (missing, 0)))
     # Further back than the chunk goes.
     twice = jnp.concatenate([ring_BKHW, ring_BKHW], axis=-1)
     start = jnp.minimum(chunk.offset, window)

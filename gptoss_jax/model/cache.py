@@ -246,7 +246,7 @@ def _each_row(write, rows: int, cache_PKHS: jax.Array) -> jax.Array:
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """XLA:GPU would have the rings of one sequence transposed, all of them, in every call."""
+    """XLA:GPU would have the rings transposed, all of them, in every call of one sequence."""
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 

@@ -162,6 +162,11 @@ class Constraint:
         if self._beginning.is_error():
             raise GrammarError(_reason(self._beginning.get_error()))
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids of its tokenizer."""
+        return self._tokenizer.vocab_size
+
     def matcher(self) -> Matcher:
         """What follows one sequence from its beginning."""
         return Matcher(self._beginning.deep_copy(), self._endings, self._tokenizer.vocab_size)
@@ -311,6 +316,7 @@ def fill_masks(matchers: Sequence[Matcher | None], words_BW: np.ndarray) -> None
             filled_BW[place].view(np.uint32)[word] = 1 << bit
         matcher._check()
         words_BW[row, :width] = filled_BW[place]
+        words_BW[row, width:] = 0  # ids that are none of the tokenizer's
 
 
 @functools.cache

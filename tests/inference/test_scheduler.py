@@ -251,6 +251,21 @@ def test_who_waits_for_a_prefix_lets_others_pass_and_gives_up_with_its_leader():
     assert copy.reused == 8  # of the leader's first chunk
 
 
+def test_nobody_waits_for_a_prefix_of_one_that_matters_less():
+    scheduler = Scheduler(sequences=2, pages=60, rings=40)
+    prompt = list(range(100, 130))
+    low, high, equal = (
+        Sequence(Request(prompt, 3, priority=priority), order, 40, list(prompt))
+        for order, priority in enumerate((0, 10, 0))
+    )
+    scheduler.add(low)
+    scheduler.next(1)
+    for sequence in (high, equal):
+        scheduler.add(sequence)
+    scheduler.next(1)
+    assert high.stage is Stage.PREFILLING and equal.stage is Stage.WAITING
+
+
 def scheduled(prompts, sequences=2):
     """(a scheduler of one part, what waits in it)."""
     scheduler = Scheduler(sequences=sequences, pages=400, rings=400)

@@ -349,6 +349,28 @@ def test_what_is_run_between_steps_reaches_its_caller_and_disturbs_nobody(model)
         service.between_steps(lambda _: None)
 
 
+def test_a_reader_may_outlive_the_main_thread():
+    code = (
+        "import threading\n"
+        "import gptoss_jax\n"
+        "from gptoss_jax.inference.engine import engine_for\n"
+        "from gptoss_jax.inference.requests import Request\n"
+        "from gptoss_jax.inference.service import Service\n"
+        "model, tokenizer = gptoss_jax.load('nano')\n"
+        "service = Service(engine_for(model, tokenizer, 1, max_tokens=512))\n"
+        "stream = iter(service.submit(Request([1], 300, temperature=0.0)))\n"
+        "next(stream)\n"
+        "def read():\n"
+        "    threading.main_thread().join()\n"
+        "    print(sum(1 for _ in stream) > 0)\n"
+        "threading.Thread(target=read).start()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def test_a_program_that_forgets_to_close_ends():
     code = (
         "import gptoss_jax\n"

@@ -31,7 +31,7 @@ def expert_matmul_transposed(g_RN: jax.Array, weight: ExpertWeight, expert: jax.
     """g @ weight[expert]^T: float32 [R, K] from g [R, N] and weight [E, K, N].
 
     The gradient's matmul. Of a packed weight a tile is decoded at a time, a plane of it after the
-    other, so that not even one expert's transpose is ever whole.
+    other; one of at most 3 MiB is one tile.
     """
     if isinstance(weight, LowRank):
         assert weight.rows is None, "adapters that rows choose are not trained"

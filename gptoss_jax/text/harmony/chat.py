@@ -201,11 +201,12 @@ def _of_a_channel(message: Mapping[str, Any], i: int) -> Message:
     beside = [field for field in _NOT_WITH_A_CHANNEL if message.get(field)]
     if beside:
         raise HarmonyError(f"messages[{i}].{beside[0]}: a message with a channel has content alone")
-    header = {field: message.get(field) for field in ("recipient", "content_type")}
-    for field, value in header.items():
+    recipient, kind = message.get("recipient"), message.get("content_type")
+    for field, value in (("recipient", recipient), ("content_type", kind)):
         if not isinstance(value, str | None):
             raise HarmonyError(f"messages[{i}].{field}: give a string, not {_kind(value)}")
-    return Message("assistant", _text(message, i), channel=channel, **header)
+    text = _text(message, i)
+    return Message("assistant", text, recipient=recipient, channel=channel, content_type=kind)
 
 
 def _reasoning(message: Mapping[str, Any], i: int) -> str:
