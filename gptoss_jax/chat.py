@@ -7,7 +7,8 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +127,13 @@ class Conversation:
         # What the terminal gave that is no text becomes "?".
         text = json.dumps(self.state, ensure_ascii=False, indent=1).encode(errors="replace")
         file = _file(name)
-        unfinished = file.with_name(f"{file.name}.tmp")
         try:  # what was saved before stays until this is whole
-            unfinished.write_bytes(text + b"\n")
-            unfinished.replace(file)
+            if file.is_dir():
+                raise IsADirectoryError(f"{name} is a directory")
+            with tempfile.TemporaryDirectory(prefix=".chat-", dir=file.parent) as unfinished:
+                written = Path(unfinished, "whole")
+                written.write_bytes(text + b"\n")
+                written.replace(file.resolve())
         except OSError as error:
             raise UserError(f"cannot save: {error}") from None
         return f"saved {len(self.messages)} messages"
@@ -141,7 +145,7 @@ class Conversation:
             system, effort, messages = held["system"], held["effort"], held["messages"]
         except OSError as error:
             raise UserError(f"cannot load: {error}") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{file}: is not what /save writes") from None
         kinds = isinstance(system, str | None) and effort in _EFFORTS
         if not kinds or not isinstance(messages, list):
@@ -153,12 +157,18 @@ class Conversation:
 def _file(name: str) -> Path:
     if not name:
         raise UserError("name a file")
-    return Path(name).expanduser()
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # a user that is not known
+        raise UserError(f"{name}: {error}") from None
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Loads, then asks and answers until the input ends."""
     distributed.join(arguments)
+    if distributed.joined():
+        # Ctrl-C that one alone heard would leave the others in a step of their own.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if distributed.joined() and interactive.wants_tools(arguments):
         raise UsageError("tools are run by one process, and there are several; leave them out")
     tokenizer, config = interactive.find(arguments)
@@ -214,12 +224,33 @@ def _line(prompt: str) -> str:
     """
     typed = None
     if distributed.prints():
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError), _interruptible():
             typed = input(prompt)
-    typed = json.loads(distributed.same_text(json.dumps(typed)))
+    with _ignoring_interrupts():  # meant for process 0's line
+        typed = json.loads(distributed.same_text(json.dumps(typed)))
     if typed is None:
         raise EOFError
     return typed
+
+
+@contextlib.contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interruptible() -> contextlib.AbstractContextManager[None]:
+    """At a prompt Ctrl-C is of the line, whatever it is elsewhere."""
+    return _handling(signal.default_int_handler)
+
+
+def _ignoring_interrupts() -> contextlib.AbstractContextManager[None]:
+    """Of several processes those that wait for a line: what is typed is not theirs."""
+    wait = distributed.joined() and not distributed.prints()
+    return _handling(signal.SIG_IGN) if wait else contextlib.nullcontext()
 
 
 def _talk(respond: Callable[[str], None]) -> None:
@@ -264,7 +295,7 @@ class _Session:
 
 def _answer(text: str, conversation: Conversation, session: _Session) -> None:
     """Asks, shows what comes, and adds both to the conversation."""
-    from gptoss_jax.inference.completion import Turn, chat_conversation
+    from gptoss_jax.inference.completion import Turn, chat_conversation, today
     from gptoss_jax.text.harmony import render_conversation
 
     asked = chat_conversation(
@@ -273,6 +304,8 @@ def _answer(text: str, conversation: Conversation, session: _Session) -> None:
         session.formats,
         functions=session.toolbox.functions,
         namespaces=session.toolbox.namespaces,
+        # Hosts' clocks differ, and what follows a call is rendered by each.
+        current_date=distributed.same_text(today()),
     )
     arguments, tokenizer = session.arguments, session.tokenizer
     prompt = distributed.same(render_conversation(tokenizer, asked))

@@ -127,6 +127,8 @@ def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Tur
             formats,
             functions=toolbox.functions,
             namespaces=toolbox.namespaces,
+            # Hosts' clocks differ, and what follows a call is rendered by each.
+            current_date=distributed.same_text(completion.today()),
         )
         prompt = render_conversation(tokenizer, conversation)
     prompt = distributed.same(prompt)

@@ -50,6 +50,10 @@ def test_commands_change_what_is_asked(tmp_path):
         ("/effort much", "one of low, medium, high; it is medium"),
         ("/save", "name a file"),
         ("/save /nowhere/at/all", "cannot save"),
+        ("/save .", "cannot save: . is a directory"),
+        ("/save /", "cannot save: / is a directory"),
+        ("/save ~nobody-at-all/x", "~nobody-at-all/x: "),
+        ("/load {deep}", "not what /save writes"),
         ("/load /nowhere/at/all", "cannot load"),
         ("/load {other}", "not what /save writes"),
     ],
@@ -57,11 +61,13 @@ def test_commands_change_what_is_asked(tmp_path):
 def test_a_command_that_cannot_be_done_changes_nothing(tmp_path, line, message):
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"system": 3, "effort": "low", "messages": []}))
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
     one = Conversation(None, "medium")
     one.answered("Hi", [{"role": "assistant", "content": "Hello"}])
     before = json.dumps(vars(one))
     with pytest.raises(UserError, match=message):
-        one.command(line.format(other=other))
+        one.command(line.format(other=other, deep=deep))
     assert json.dumps(vars(one)) == before
 
 
@@ -74,6 +80,18 @@ def test_saving_what_is_no_text_keeps_a_file_whole(tmp_path):
     one.command(f"/save {file}")
     assert [m["content"] for m in json.loads(file.read_text("utf-8"))["messages"]] == ["caf?", "é"]
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.fast
+def test_saving_over_a_link_writes_what_it_points_at(tmp_path):
+    """And nothing else of the user's is touched."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "talk.json")
+    (tmp_path / "link.json.tmp").write_text("mine")
+    Conversation(None, "medium").command(f"/save {tmp_path / 'link.json'}")
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"] == []
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"link.json", "talk.json", "link.json.tmp"}
+    assert (tmp_path / "link.json").is_symlink()
 
 
 def test_a_byte_that_is_no_text_ends_no_conversation():
