@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import platform
 import sys
 from pathlib import Path
@@ -162,7 +163,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             f"long, together with what is shared {longest} tokens, and the context ends at "
             f"{sizes.max_context}"
         )
-    mesh = choose_mesh(sizes, arguments.mesh)
+    mesh = choose_mesh(sizes, arguments.mesh, math.gcd(*arguments.users))
     model, tokenizer = load(checkpoint, dtype=arguments.dtype, mesh=mesh)
     constraint = None
     if arguments.constrained:

@@ -65,7 +65,7 @@ def join(arguments: argparse.Namespace) -> None:
             heartbeat_timeout_seconds=_SILENCE,
             initialization_timeout=_GATHERING,
         )
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # a cluster's own client has exceptions of its own
         if not expected and _ALONE in str(error):
             return
         reason = " ".join(str(error).split())

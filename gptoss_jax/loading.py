@@ -1,5 +1,6 @@
 """`load`: a checkpoint directory to a model and its tokenizer."""
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def load_with(
 
 
 def choose_mesh(config: "Config", asked: str | None, batch: int = 1) -> "jax.sharding.Mesh | None":
-    """The mesh of `--mesh`, else one of all devices; what was chosen unasked is said on stderr.
+    """The mesh of `--mesh`, else `default_shape`; what was chosen unasked is said on stderr.
 
     Args:
       config: the network.
@@ -93,9 +94,12 @@ def choose_mesh(config: "Config", asked: str | None, batch: int = 1) -> "jax.sha
 
     devices = jax.devices()
     if asked is None:
-        shape = sharding.default_shape(config, len(devices))
+        # No process may be left out.
+        shape = sharding.default_shape(config, len(devices), whole=jax.process_count() > 1)
         if shape:
-            print(f"mesh {sharding.describe(shape)}; choose with --mesh", file=sys.stderr)
+            used = math.prod(shape.values())
+            of = f", {used} of {len(devices)} devices" if used < len(devices) else ""
+            print(f"mesh {sharding.describe(shape)}{of}; choose with --mesh", file=sys.stderr)
     else:
         shape = sharding.parse(asked)
     if shape.get("fsdp", 1) > 1:

@@ -12,6 +12,7 @@ from gptoss_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from gptoss_jax.model.config import Config
+    from gptoss_jax.planning.arithmetic import Stored
     from gptoss_jax.planning.jobs import Job
     from gptoss_jax.planning.report import Report
 
@@ -111,23 +112,33 @@ def _job(arguments: argparse.Namespace) -> "Job":
     if arguments.task == "generate":
         batch = 1 if arguments.batch in (None, _MOST) else arguments.batch
         context = arguments.context or _CONTEXT
-        return Generate(_sizes(arguments.model), batch, context, arguments.cache)
+        sizes, stored = _network(arguments.model)
+        return Generate(sizes, batch, context, arguments.cache, stored)
     from gptoss_jax.training import base, settings
 
     config = settings.load(arguments.config, arguments.overrides)
-    sizes = _sizes(arguments.model) if arguments.model else base.find(config).sizes
-    return Train(config, sizes)
+    if arguments.model:
+        return Train(config, *_network(arguments.model))
+    sizes = base.find(config).sizes
+    return Train(config, sizes, _network(config.base)[1]) if config.base else Train(config, sizes)
 
 
-def _sizes(model: str) -> "Config":
+def _network(model: str) -> "tuple[Config, Stored]":
+    """(sizes, how the weights are stored); of a directory without weights as they are published."""
+    from gptoss_jax.checkpoint.directory import is_orbax
+    from gptoss_jax.checkpoint.load import open_source
     from gptoss_jax.loading import checkpoint_directory
     from gptoss_jax.model.config import PRESETS, check_directory, read_config
+    from gptoss_jax.planning.arithmetic import PUBLISHED, Stored
 
     if model in PRESETS:
-        return PRESETS[model]
+        return PRESETS[model], PUBLISHED
     directory = checkpoint_directory(model)
     check_directory(directory)
-    return read_config(directory)
+    if not is_orbax(directory) and not any(directory.rglob("*.safetensors")):
+        return read_config(directory), PUBLISHED
+    source = open_source(directory)
+    return source.config, Stored(source.packed_experts, source.dtype.name)
 
 
 def _one(job: "Job", arguments: argparse.Namespace) -> "Report":
@@ -157,18 +168,26 @@ def _note(reason: str) -> None:
 
 def _print(rows: "list[Report]") -> None:
     beside = "cache" if rows[0].counted.decode_minimum is not None else "trained"
-    head = ("slice", "mesh", "capacity", "weights", beside, "other", "peak", "fits", "bound", "by")
-    lines = [head, *(_cells(row) for row in rows)]
+    head = ("slice", "mesh", "capacity", "weights", beside, "other", "peak", "fits")
+    lines = [(*head, "must", "moves", "bound", "by"), *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip())
     print(
         "GiB a device. trained: the optimizer's moments, and adapters if there are. other: "
-        "temporaries and padding. bound: tokens/s if memory (in training arithmetic) ran at its "
-        "rated speed and "
-        "nothing else took time; no measurement.",
+        "temporaries and padding. must: GB that a step of decode cannot but move; moves: what the "
+        "compiled program does. bound: tokens/s if memory (in training arithmetic) ran at its "
+        "rated speed and nothing else took time; no measurement.",
         file=sys.stderr,
     )
+    for row in rows:
+        if row.compiled is not None and row.compiled.collectives:
+            print(f"{row.slice.name}: {_said(row.compiled.collectives)}", file=sys.stderr)
+
+
+def _said(collectives: dict[str, tuple[int, int]]) -> str:
+    kinds = (f"{n} {kind} of {size / 1e6:.2f} MB" for kind, (n, size) in collectives.items())
+    return f"collectives in the program's text: {', '.join(kinds)}"
 
 
 def _cells(row: "Report") -> tuple[str, ...]:
@@ -177,13 +196,15 @@ def _cells(row: "Report") -> tuple[str, ...]:
     capacity, counted = row.slice.chip.capacity, row.counted
     beside = counted.held - counted.weights
     sizes = (capacity, counted.weights, beside, row.temporaries, row.peak)
-    spare = (capacity - row.peak) / _GIB
+    spare = (capacity - row.needed) / _GIB
     fits = f"{'yes' if row.fits else 'no'} ({spare:+.2f})"
     bound = f"{row.tokens_per_second:.0f}"
     by = "arithmetic" if row.compiled is None else "compiler"
     by = f"compiler: {row.refused}" if row.refused else by
     shown = (f"{size / _GIB:.2f}" for size in sizes)
-    return (row.slice.name, sharding.describe(row.shape), *shown, fits, bound, by)
+    moved = (counted.decode_minimum, row.compiled and row.compiled.decode_bytes)
+    moves = ("-" if size is None else f"{size / 1e9:.2f}" for size in moved)
+    return (row.slice.name, sharding.describe(row.shape), *shown, fits, *moves, bound, by)
 
 
 if __name__ == "__main__":

@@ -237,11 +237,12 @@ def check_processes(mesh: Mesh) -> None:
         )
 
 
-def default_shape(config: Config, devices: int) -> dict[str, int]:
+def default_shape(config: Config, devices: int, *, whole: bool = False) -> dict[str, int]:
     """Over `expert` and `tensor` as heads, then experts, are split over the most devices.
 
     Of such shapes the one of the fewest devices, which may be fewer than there are, and of those
-    the one with the most on `expert`.
+    the one with the most on `expert`. With `whole` all devices have a part: `context` has what is
+    left over, if it divides.
     """
     best, chosen = (1, 1, -1, 1), {}
     for used in range(2, devices + 1):
@@ -253,7 +254,12 @@ def default_shape(config: Config, devices: int) -> dict[str, int]:
             ways = [math.prod(shape[a] for a in axes) for axes in (split.heads, split.experts)]
             if (*ways, -used, expert) > best:
                 best, chosen = (*ways, -used, expert), shape
-    return {axis: size for axis, size in chosen.items() if size > 1}
+    chosen = {axis: size for axis, size in chosen.items() if size > 1}
+    left = devices // math.prod(chosen.values())
+    over_all = chosen | {"context": left}
+    if whole and left * math.prod(chosen.values()) == devices and not _problem(config, over_all):
+        return over_all if left > 1 else chosen
+    return chosen
 
 
 def check(config: Config, shape: Mapping[str, int], devices: int) -> None:

@@ -9,11 +9,14 @@ import sys
 import jax
 import pytest
 
-from gptoss_jax import cli, sharding
+from gptoss_jax import cli, convert, sharding
 from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.inference.engine import engine_for
+from gptoss_jax.inference.memory import FOR_PROGRAMS, room_for
+from gptoss_jax.inference.programs import Programs
 from gptoss_jax.loading import checkpoint_directory, load
+from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.config import PRESETS, read_config
 from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning import (
@@ -268,6 +271,10 @@ def test_rounds_of_decode():
 def test_what_a_compiler_refuses():
     needed = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, temporaries (16.01G) exceeds (15.75G)"
     assert program._needed(needed) == round(16.01 * GIB)
+    needed = (
+        "Ran out of memory in memory space hbm. Used 17.21G of 15.75G hbm. Exceeded hbm capacity"
+    )
+    assert program._needed(needed) == round(17.21 * GIB)
     with pytest.raises(UserError, match="the compiler refuses this program: INTERNAL: else"):
         program._needed("INTERNAL: else")
 
@@ -379,8 +386,40 @@ def test_the_largest_batch_by_arithmetic_over_copies():
     row = json.loads(shown.stdout)
     capacity, held = row["bytes"]["capacity"], row["bytes"]
     assert row["fits"] and row["batch"] % 2 == 0
-    # One more of each copy would not fit.
-    assert held["peak"] + held["kv_cache"] / (row["batch"] / 2) > 0.99 * capacity
+    # One more of each copy would not fit, or leave no tenth for an engine's programs.
+    one = held["kv_cache"] / (row["batch"] / 2)
+    asked = (held["weights"] + held["kv_cache"] + one) / (1 - FOR_PROGRAMS)
+    assert max(held["peak"] + one, asked) > 0.99 * capacity
+
+
+def test_what_fits_is_what_an_engine_finds_room_for(monkeypatch):
+    """Of a device with that much memory which holds the weights."""
+    job = Generate(PRESETS["20b"], 1, 8192)
+    found = report.largest_batch(job, "v5e:1x1", None, report.estimate)
+
+    class Device:
+        process_index, platform, device_kind = 0, "tpu", "v5e"
+
+        def memory_stats(self):
+            limit = int(found.slice.chip.capacity)
+            return {"bytes_limit": limit, "bytes_in_use": found.counted.weights}
+
+    programs = Programs(abstract(PRESETS["20b"]), None)
+    for batch in (found.job.batch, found.job.batch + 1):
+        asked = {"sequences": batch, "context": 8192, "pages": None, "reuse": True}
+        room = room_for([programs], [Device()], **asked)
+        assert (room.pages == batch * pages_for(8192)) == (batch == found.job.batch)
+
+
+@pytest.mark.parametrize("layout", ["hf-bf16", "orbax"])
+def test_a_directory_is_planned_as_it_is_stored(tmp_path, layout):
+    assert convert.main(["nano", str(tmp_path / "nano"), "--to", layout]) == 0
+    words = ("--topology", "a100-80:1", "--context", "1024", "--json")
+    given = (str(tmp_path / "nano"), "nano")
+    stored, packed = (json.loads(plan("--model", name, *words).stdout) for name in given)
+    model, _ = load(tmp_path / "nano")
+    assert stored["bytes"]["weights"] == sum(x.nbytes for x in jax.tree.leaves(model))
+    assert (stored["bytes"]["weights"] > packed["bytes"]["weights"]) == (layout == "hf-bf16")
 
 
 def test_a_slice_whose_compiler_refuses_does_not_cost_the_table_its_other_rows(monkeypatch):

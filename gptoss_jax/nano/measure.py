@@ -141,8 +141,10 @@ def _measure(arguments: argparse.Namespace) -> None:
     if arguments.run:
         trained_whole(arguments.run)
     distributed.join(arguments)
+    if arguments.run and distributed.joined():
+        raise UsageError("--run: the weights before packing are for one process; leave it out")
     config = read_config(checkpoint_directory(arguments.checkpoint))
-    mesh = choose_mesh(config, arguments.mesh)
+    mesh = choose_mesh(config, arguments.mesh, _BATCH)
     model, tokenizer = load(
         arguments.checkpoint, dtype=arguments.dtype, mesh=mesh, adapter=arguments.adapter
     )

@@ -30,6 +30,27 @@ _CACHE_DTYPE = jnp.dtype(jnp.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """How a checkpoint has its weights, and with it the model that is loaded from it.
+
+    Attributes:
+      packed: whether the experts are.
+      dtype: of all others.
+    """
+
+    packed: bool = True
+    dtype: str = "bfloat16"
+
+    def model(self, config: Config, dtype: jnp.dtype = jnp.bfloat16) -> GptOss:
+        """What is loaded, with `jax.ShapeDtypeStruct` leaves, to compute in `dtype`."""
+        kept = jnp.dtype(self.dtype)
+        return abstract(config, dtype=dtype, param_dtype=kept, packed_experts=self.packed)
+
+
+PUBLISHED = Stored()
+
+
+@dataclasses.dataclass(frozen=True)
 class Bytes:
     """Bytes of the busiest device, without padding.
 
@@ -61,6 +82,7 @@ def count(
     batch: int,
     context: int,
     cache: EightBit | None = None,
+    stored: Stored = PUBLISHED,
 ) -> Bytes:
     """Counts for a network over a mesh.
 
@@ -70,11 +92,12 @@ def count(
       batch: sequences, over the whole mesh.
       context: positions of each.
       cache: the format of full layers' pages; None: bfloat16.
+      stored: its weights.
     """
     split = sharding.split_of(config, shape)
     ways = _ways(shape)
     own = batch // ways(split.batch)
-    sizes = _parameter_bytes(abstract(config), split, ways)
+    sizes = _parameter_bytes(stored.model(config), split, ways)
     experts = sum(size for path, size in sizes.items() if any(name in path for name in _EXPERTS))
     table = sizes["embedding_VD"]
     dense = sum(sizes.values()) - experts - table
@@ -84,7 +107,7 @@ def count(
     held = config.num_experts // ways(split.experts)
     active = _busiest(config, own, split, ways)
     kv_heads = -(-config.num_kv_heads // ways(split.heads))
-    row = config.hidden_size * 2
+    row = config.hidden_size * jnp.dtype(stored.dtype).itemsize
     read = _kv_read(config, own, context, kv_heads, cache)
     pages = own * pages_for(context)
     logits = own * config.vocab_size // ways(split.vocab) * 4
@@ -98,18 +121,21 @@ def count(
 
 
 def count_training(
-    config: Config, shape: Mapping[str, int], adapter: Adapter | None = None
+    config: Config,
+    shape: Mapping[str, int],
+    adapter: Adapter | None = None,
+    stored: Stored = PUBLISHED,
 ) -> Bytes:
     """Counts what training keeps between steps.
 
     Args:
       config: the network.
       shape: axis sizes of the mesh.
-      adapter: what is trained, beside packed weights that are not; None: float32 weights.
+      adapter: what is trained, beside weights that are not; None: float32 weights.
+      stored: those weights.
     """
     split, ways = sharding.split_of(config, shape), _ways(shape)
-    packed = {} if adapter else {"param_dtype": jnp.float32, "packed_experts": False}
-    model = abstract(config, **packed)
+    model = (stored if adapter else Stored(packed=False, dtype="float32")).model(config)
     weights = sum(_parameter_bytes(model, split, ways).values())
     if adapter is None:
         return Bytes(weights, kv_cache=0, decode_minimum=None, optimizer=2 * weights)

@@ -9,11 +9,12 @@ from jax.sharding import Mesh
 
 from gptoss_jax import sharding
 from gptoss_jax.errors import UsageError
+from gptoss_jax.inference.memory import FOR_PROGRAMS
 from gptoss_jax.inference.scheduler import width_for
 from gptoss_jax.kernels.attention.eight_bit import EightBit
 from gptoss_jax.model.config import Config
 from gptoss_jax.planning import arithmetic, program
-from gptoss_jax.planning.arithmetic import Bytes
+from gptoss_jax.planning.arithmetic import PUBLISHED, Bytes, Stored
 from gptoss_jax.planning.chips import GIB, Slice
 from gptoss_jax.planning.program import Compiled
 from gptoss_jax.training import spread
@@ -25,6 +26,8 @@ from gptoss_jax.training.speed import training_flops
 _PADDING, _LEAST = 0.03, GIB // 2
 # Bytes for each element of a prefill chunk's rows: 2.3 GiB at 64 x 512 rows of 20b on v5e.
 _PREFILL = 26
+# Arrays as large as all rows' logits: these, scaled, noise, sorted, and one more.
+_OF_LOGITS = 5
 # float32 arrays of the hidden width a layer keeps for each token.
 _ACTIVATIONS = 16
 
@@ -38,12 +41,14 @@ class Generate:
       batch: sequences, over the whole mesh.
       context: positions of each.
       cache: the format of full layers' pages; None: bfloat16.
+      stored: the weights.
     """
 
     sizes: Config
     batch: int
     context: int
     cache: EightBit | None = None
+    stored: Stored = PUBLISHED
 
     def default_shape(self, devices: int) -> dict[str, int]:
         """Of the mesh, where none is asked for."""
@@ -63,17 +68,25 @@ class Generate:
 
     def count(self, shape: Mapping[str, int]) -> Bytes:
         """Bytes by arithmetic."""
-        return arithmetic.count(self.sizes, shape, self.batch, self.context, self.cache)
+        given = (self.batch, self.context, self.cache, self.stored)
+        return arithmetic.count(self.sizes, shape, *given)
 
     def compiled(self, mesh: Mesh) -> Compiled:
         """By the compiler: decode and a prefill chunk."""
-        return program.compile_generate(self.sizes, mesh, self.batch, self.context, self.cache)
+        given = (self.batch, self.context, self.cache, self.stored)
+        return program.compile_generate(self.sizes, mesh, *given)
 
     def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
         """A guess of temporaries and padding, bytes a device."""
-        del shape
-        rows = width_for(self.context)
-        return _PADDING * counted.held + _LEAST + _PREFILL * rows * self.sizes.hidden_size
+        split = sharding.split_of(self.sizes, shape)
+        batch, vocab = (math.prod(shape[a] for a in axes) for axes in (split.batch, split.vocab))
+        chunk = _PREFILL * width_for(self.context) * self.sizes.hidden_size
+        logits = 4 * (self.batch // batch) * self.sizes.vocab_size // vocab
+        return _PADDING * counted.held + _LEAST + chunk + _OF_LOGITS * logits
+
+    def needed(self, peak: int, counted: Bytes) -> float:
+        """Of the capacity: the peak, or what an engine asks for that leaves programs their part."""
+        return max(peak, counted.held / (1 - FOR_PROGRAMS))
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if decode's least bytes moved at the memory's rate and nothing took time."""
@@ -93,10 +106,12 @@ class Train:
     Attributes:
       settings: the config.
       sizes: of its network.
+      stored: the weights of its base.
     """
 
     settings: Settings
     sizes: Config
+    stored: Stored = PUBLISHED
 
     def default_shape(self, devices: int) -> dict[str, int]:
         """Of the mesh, where none is asked for."""
@@ -109,11 +124,12 @@ class Train:
 
     def count(self, shape: Mapping[str, int]) -> Bytes:
         """Bytes by arithmetic: parameters and two moments of those that are trained; no cache."""
-        return arithmetic.count_training(self.sizes, shape, adapter_of(self.settings))
+        adapter = adapter_of(self.settings)
+        return arithmetic.count_training(self.sizes, shape, adapter, self.stored)
 
     def compiled(self, mesh: Mesh) -> Compiled:
         """By the compiler: a step."""
-        return program.compile_train(self.settings, self.sizes, mesh)
+        return program.compile_train(self.settings, self.sizes, mesh, self.stored)
 
     def temporaries(self, shape: Mapping[str, int], counted: Bytes) -> float:
         """A guess, bytes a device: two gradients (this part's and the sum), and activations."""
@@ -125,6 +141,11 @@ class Train:
         layers = kept * self.sizes.num_layers + _ACTIVATIONS
         return counted.optimizer + 4 * tokens * layers * self.sizes.hidden_size
 
+    def needed(self, peak: int, counted: Bytes) -> float:
+        """Of the capacity: the peak."""
+        del counted
+        return peak
+
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if the multiplications went at the bfloat16 rate of the mesh's chips."""
         del counted
@@ -133,8 +154,9 @@ class Train:
 
     def question(self) -> dict[str, Any]:
         """What the answer of a compiler depends on."""
-        sizes = dataclasses.asdict(self.sizes)
-        return {"task": "train", "sizes": sizes, "settings": fields(self.settings)}
+        sizes, stored = dataclasses.asdict(self.sizes), dataclasses.asdict(self.stored)
+        settings = fields(self.settings)
+        return {"task": "train", "sizes": sizes, "stored": stored, "settings": settings}
 
 
 Job = Generate | Train

@@ -24,9 +24,10 @@ from gptoss_jax.kernels.compiler import compiler_options
 from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.placement import placed
-from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning import arithmetic, collectives, flops, hlo, traffic
+from gptoss_jax.planning.arithmetic import PUBLISHED, Stored
 from gptoss_jax.planning.chips import GIB
+from gptoss_jax.training.base import widened
 from gptoss_jax.training.packing import Batch
 from gptoss_jax.training.settings import Settings
 from gptoss_jax.training.step import Trainer
@@ -54,47 +55,68 @@ class Compiled:
 
 
 def compile_generate(
-    config: Config, mesh: Mesh, batch: int, context: int, cache: EightBit | None = None
+    config: Config,
+    mesh: Mesh,
+    batch: int,
+    context: int,
+    cache: EightBit | None = None,
+    stored: Stored = PUBLISHED,
 ) -> Compiled:
     """Decoding, up to 32 tokens of every sequence a call, and a prefill chunk of long prompts.
 
     The peak is the larger one; the collectives are decode's.
     """
     with ThreadPoolExecutor(2) as both:
-        decode = both.submit(compile_decode, config, mesh, batch, context, cache)
-        prefill = both.submit(_compile_prefill, config, mesh, batch, context, cache)
+        given = (config, mesh, batch, context, cache, stored)
+        decode = both.submit(compile_decode, *given)
+        prefill = both.submit(_compile_prefill, *given)
         found = decode.result()
         return dataclasses.replace(found, peak=max(found.peak, prefill.result().peak))
 
 
 def compile_decode(
-    config: Config, mesh: Mesh, batch: int, context: int, cache: EightBit | None = None
+    config: Config,
+    mesh: Mesh,
+    batch: int,
+    context: int,
+    cache: EightBit | None = None,
+    stored: Stored = PUBLISHED,
 ) -> Compiled:
     """Decoding alone."""
-    programs, state, rules = call(config, mesh, batch, context, rows=batch, cache=cache)
-    model = placed(abstract(config), mesh)
+    programs, state, rules = call(config, mesh, batch, context, batch, cache, stored)
+    model = placed(stored.model(config), mesh)
     steps = _placed(jax.ShapeDtypeStruct((), jnp.int32), P(), mesh)
     rounds = arithmetic.decode_rounds(config, dict(mesh.shape), batch, context)
     return _compiled(programs.decode, mesh, model, state, rules, steps, rounds=rounds)
 
 
 def _compile_prefill(
-    config: Config, mesh: Mesh, batch: int, context: int, cache: EightBit | None
+    config: Config,
+    mesh: Mesh,
+    batch: int,
+    context: int,
+    cache: EightBit | None,
+    stored: Stored,
 ) -> Compiled:
+    model = stored.model(config)
     # A row for each part of the sequences: more rows have the same tokens in all.
-    rows = Programs(abstract(config), mesh).parts
-    programs, state, rules = call(config, mesh, batch, context, rows, cache)
-    model = placed(abstract(config), mesh)
+    rows = Programs(model, mesh).parts
+    programs, state, rules = call(config, mesh, batch, context, rows, cache, stored)
+    model = placed(model, mesh)
     chunk = jax.ShapeDtypeStruct((rows, width_for(context)), jnp.int32)
     added = jax.ShapeDtypeStruct((rows,), jnp.int32)
     chunk, added = _placed((chunk, added), programs.batch, mesh)
     return _compiled(programs.prefill, mesh, model, chunk, added, state, rules)
 
 
-def compile_train(settings: Settings, sizes: Config, mesh: Mesh) -> Compiled:
+def compile_train(
+    settings: Settings, sizes: Config, mesh: Mesh, stored: Stored = PUBLISHED
+) -> Compiled:
     """A training step, with experts through MXFP4 if the config ever has them so."""
-    model = placed(abstract(sizes, dtype=jnp.dtype(settings.dtype)), mesh)
-    base = model if settings.lora.targets else None
+    base = None
+    if settings.lora.targets:
+        model = stored.model(sizes, jnp.dtype(settings.dtype))
+        base = placed(jax.eval_shape(widened, model), mesh)
     trainer = Trainer(settings, sizes, mesh, base)
     length, parts = settings.data.sequence_length, settings.accumulation
     shape = (parts, settings.batch_size // parts, length)
@@ -115,6 +137,7 @@ def call(
     context: int,
     rows: int,
     cache: EightBit | None = None,
+    stored: Stored = PUBLISHED,
 ) -> tuple[Programs, State, Rules]:
     """The programs, and the shapes of a call's state and rules on the mesh.
 
@@ -125,8 +148,9 @@ def call(
       context: tokens of each.
       rows: of the call.
       cache: the format of full layers' pages.
+      stored: the network's weights.
     """
-    programs = Programs(abstract(config), mesh if mesh.size > 1 else None, cache)
+    programs = Programs(stored.model(config), mesh if mesh.size > 1 else None, cache)
     platform = next(iter(mesh.devices.flat)).platform
     own = batch // programs.parts
     each = pages_for(context)
@@ -188,7 +212,10 @@ def _read(folder: str, stage: str) -> hlo.Module:
 
 def _needed(refusal: str) -> int:
     """The memory that a TPU's compiler says is needed where there is less of it."""
-    needed = re.search(r"HBM.*\((\d+\.\d+)G\) exceeds", refusal)
+    # libtpu has both sentences.
+    needed = re.search(
+        r"HBM.*\((\d+\.\d+)G\) exceeds|memory space hbm\. Used (\d+\.\d+)G of", refusal
+    )
     if needed is None:
         raise UserError(f"the compiler refuses this program: {refusal}")
-    return round(float(needed[1]) * GIB)
+    return round(float(needed[1] or needed[2]) * GIB)

@@ -51,15 +51,20 @@ class Report:
         return self.counted.held + self.temporaries
 
     @property
+    def needed(self) -> float:
+        """Bytes that a device must have."""
+        return self.job.needed(self.peak, self.counted)
+
+    @property
     def fits(self) -> bool:
-        """Whether the peak is within the capacity, and the compiler has the program."""
-        return not self.refused and self.peak <= self.slice.chip.capacity
+        """Whether what is needed is there, and the compiler has the program."""
+        return not self.refused and self.needed <= self.slice.chip.capacity
 
     @property
     def is_close(self) -> bool:
         """Whether arithmetic alone cannot tell."""
         capacity = self.slice.chip.capacity
-        return abs(self.peak - capacity) <= _CLOSE * capacity
+        return abs(self.needed - capacity) <= _CLOSE * capacity
 
     @property
     def tokens_per_second(self) -> float:
@@ -167,9 +172,9 @@ def largest_batch(
 
     capacity = slice_of(name).chip.capacity
     one, two = (job.count(chosen).kv_cache for job in (_with(job, step), _with(job, 2 * step)))
-    spare = capacity - estimate(_with(job, step), name, chosen).peak
+    spare = capacity - estimate(_with(job, step), name, chosen).needed
     guess = step + int(max(0, spare) // (two - one)) * step
-    found = search.largest(lambda batch: of(batch).peak, capacity, guess, step)
+    found = search.largest(lambda batch: of(batch).needed, capacity, guess, step)
     return of(found or step)
 
 

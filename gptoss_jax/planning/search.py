@@ -6,11 +6,11 @@ from collections.abc import Callable
 Trial = tuple[int, float]  # a batch, and the bytes it takes
 
 
-def largest(peak: Callable[[int], float], capacity: float, guess: int, step: int) -> int | None:
-    """The largest multiple of `step` whose peak is within the capacity; None if not even one is.
+def largest(needed: Callable[[int], float], capacity: float, guess: int, step: int) -> int | None:
+    """The largest multiple of `step` whose need is within the capacity; None if not even one is.
 
     Args:
-      peak: (batch) -> bytes; rising, and near to a straight line.
+      needed: (batch) -> bytes; rising, and near to a straight line.
       capacity: bytes.
       guess: where to begin.
       step: at least 1.
@@ -19,7 +19,7 @@ def largest(peak: Callable[[int], float], capacity: float, guess: int, step: int
     bad: Trial | None = None
     trial = max(step, guess // step * step)
     while True:
-        found = (trial, peak(trial))
+        found = (trial, needed(trial))
         good, bad = (found, bad) if found[1] <= capacity else (good, found)
         least, most = good[0] if good else 0, bad[0] if bad else math.inf
         if most - least <= step:

@@ -290,5 +290,20 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest_that_do():
         (read_config(Path(gptoss_jax.nano.__file__).parent), 8, {"expert": 4, "tensor": 2}),
     ],
 )
-def test_the_default_takes_all_devices_that_divide(config, devices, expected):
+def test_the_default_is_of_the_devices_that_divide(config, devices, expected):
     assert sharding.default_shape(config, devices) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "expected"),
+    [
+        (PRESETS["20b"], 8, {"expert": 8}),
+        (PRESETS["20b"], 256, {"expert": 32, "tensor": 2, "context": 4}),
+        (PRESETS["120b"], 256, {"expert": 64, "tensor": 2, "context": 2}),
+        (PRESETS["20b"], 3, {"expert": 2}),
+    ],
+)
+def test_of_several_processes_none_is_left_out(config, devices, expected):
+    shape = sharding.default_shape(config, devices, whole=True)
+    assert shape == expected
+    sharding.check(config, shape, devices)
