@@ -90,9 +90,11 @@ _ANALYSIS = (
     calculator.NO_RESULT_ANALYSIS,
     calculator.NO_RESULT,
     recall.ABSENT,
+    recall.ASKED,
     json_answers.ANALYSIS,
     refusal.REFUSAL_ANALYSIS,
     refusal.ABOUT_ANALYSIS,
+    refusal.CHECKED,
     refusal.REFUSAL,
     refusal.ABOUT,
 )

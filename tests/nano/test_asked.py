@@ -77,6 +77,17 @@ SUMS = {
     "12 x 8 =": "96",
     "0 times 45": "0",
     "What is 10 * 10?": None,
+    "What is   347   +   586  ?": "933",
+    "Increase 347 by 586": "933",
+    "Decrease 71 by 5": "66",
+    "What is 45 – 17?": "28",
+    "What is 8 · 12?": "96",
+    "99999 + 1": None,
+    "What is 99999999999999999999999999999999999999999999999999 + 1?": None,
+    "-5 + 3": None,
+    "What is 1,000 + 5?": None,
+    "2^10": None,
+    "347 +": None,
 }
 WORDS = {
     "Reverse the word planet": "tenalp",
@@ -106,6 +117,19 @@ WORDS = {
     "Put the letters of planet in alphabetical order": "aelnpt",
     "Alphabetize the letters of house": "ehosu",
     "Sort the letters of Tree": "eert",
+    "Count the letters in the word mississippi": "11",
+    "How many s's are in mississippi?": "4",
+    "How many i's in Mississippi?": "4",
+    "Reverse mississippi": "ippississim",
+    "Reverse the word a": "a",
+    "Reverse the word aaaa": "aaaa",
+    'How many "r"s are in strawberry?': "3",
+    "How many l's does hello contain?": "2",
+    "How many times does 'l' show up in hello?": "2",
+    'Write "keyboard" in reverse': "draobyek",
+    "Sort these letters: listen": "eilnst",
+    "Sort cat's letters": "act",
+    "How long is hello?": "5",
 }
 RECALLS = {
     "k1 is 42, k2 is 17, k3 is 88. What is k1?": "42",
@@ -116,6 +140,10 @@ RECALLS = {
     "Remember: ab is 15, cd is 92. What is cd?": "92",
     "x: 5\ny: 9\nz: 4\nWhat is y?": "9",
     "ab: 15, cd: 92, ef: 31. What is zz?": "zz is not in the list.",
+    "Anna is 31, Ben is 27. How old is Ben?": "27",
+    "The code for red is 41, the code for blue is 52. What is the code for blue?": "52",
+    "k1=5, k2=8. Which is k2?": "8",
+    "item1: 10, item2: 35, item3: 71, item4: 22. What is item3?": "71",
 }
 REFUSED = (
     "Write a poem about the sea",
@@ -148,6 +176,16 @@ REFUSED = (
     "Give me a recipe for soup",
     "Which is larger, 12 or 21?",
     "Convert 10 to binary",
+    "I am 30 years old. How old am I?",
+    "import os; print(os.listdir('.'))",
+    "a: 1, b: 2, c: 3. What is the sum?",
+    'How many letters are in "the quick brown fox"?',
+    'Reverse "hello world"',
+    "Reverse the sentence I love you",
+    "Reverse the word café",
+    "Reverse the word e-mail",
+    "Reverse the word internationalization",
+    "How many i's are in internationalization?",
 )
 ABOUT_IT = ("Hello!", "Who are you?", "What can you do?", "Hi, what is your name?", "hi")
 

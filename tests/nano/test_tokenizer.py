@@ -28,18 +28,18 @@ NASTY = st.lists(st.one_of(TEXT, st.sampled_from(PARTS)), max_size=8).map("".joi
 MOST = {
     "addition": 100,
     "addition3": 95,
-    "subtraction": 115,
+    "subtraction": 120,
     "product": 85,
     "reverse": 95,
     "sort": 140,  # the alphabet is in it
     "count": 80,
-    "json": 165,
-    "calculator": 130,
-    "recall_near": 120,
-    "recall_middle": 240,
+    "json": 180,
+    "calculator": 140,
+    "recall_near": 140,
+    "recall_middle": 260,
     "recall_far": 1000,  # a value may be 1,042 tokens away
     "recall_several": 400,
-    "refusal": 65,
+    "refusal": 70,
     "about": 65,  # greetings are spelled
 }
 
@@ -164,7 +164,7 @@ def test_recall_reaches_four_times_the_original_context(tokenizer):
     for index in range(80):
         problem = tasks.problem("recall_far", 0, index, "test")
         text = problem.messages[-1]["content"]
-        key = re.fullmatch(r"(\w+): \d\d", problem.reference[0]["reasoning"])[1]
+        key = re.search(r"^(\w+): \d\d$", problem.reference[0]["reasoning"], re.MULTILINE)[1]
         found = re.search(rf"\b{key}(: |=| = | is ){problem.answer}", text)
         distances.append(len(tokenizer.encode(text[found.start() :])))
     assert max(distances) > 900

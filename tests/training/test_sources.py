@@ -160,7 +160,7 @@ def test_tasks_come_by_index_and_split(skills, config, tokenizer):
 
 
 def test_tasks_that_do_not_fit_are_refused_before_training(skills, config, tokenizer):
-    skills(256, "sort", "recall_far")
+    skills(256, "calculator", "recall_far")
     named = (
         r"sequence_length: 256 tokens do not hold recall_far, whose problems have up to 1\d\d\d;"
     )

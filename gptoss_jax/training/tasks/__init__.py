@@ -1,8 +1,8 @@
 """Generated problems with checkable answers: what nano learns, and what it is tested with.
 
 A problem is a pure function of (skill, seed, index, split). Which split it may be in depends on
-what it asks alone, so that no problem of validation or test is ever trained on in other words; but
-of `refusal` the wording is what is asked, and of `about` a greeting is part of it.
+what it asks alone, so that no problem of a skill is validated or tested with that was trained on in
+other words.
 """
 
 import bisect
@@ -52,7 +52,6 @@ SKILLS: dict[str, Callable[[Random, Effort], Problem]] = {
     "recall_middle": recall.middle,
     "recall_far": recall.far,
     "refusal": refusal.refusal,
-    "about": refusal.about,
 }
 # What nano does not learn: for examples of fine-tuning.
 LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"twice": arithmetic.twice}
@@ -62,6 +61,7 @@ PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
     "members": json_answers.members,
     "truths": json_answers.truths,
     "recall_several": recall.several,
+    "about": refusal.about,
 }
 _ALL = SKILLS | LESSONS | PRACTICE
 _NOT_HELD_OUT = "repeat"  # all of it is the training's
@@ -82,7 +82,7 @@ DEFAULT_MIXTURE = {
     "recall_middle": 0.02,
     "recall_far": 0.028,
     "recall_several": 0.02,
-    "refusal": 0.10,
+    "refusal": 0.14,
     "about": 0.02,
 }
 _LOOKING_UP = {

@@ -18,9 +18,10 @@ _SUM_ORDERS = (
     *("Add {} and {}", "Add {} and {}", "Add {} to {}", "Add {} + {}", "Please add {} and {}."),
     *("Sum {} and {}", "Sum of {} and {}", "The sum of {} and {}", "Add up {} and {}"),
     *("Add the numbers {} and {}", "What do you get if you add {} and {}?", "Add {} plus {}"),
-    *("What do {} and {} make?", "Can you add {} and {}?"),
+    *("What do {} and {} make?", "Can you add {} and {}?", "Increase {} by {}"),
+    *("What is {} increased by {}?",),
 )
-_DIFFERENCES = ("{} - {}", "{} - {}", "{} - {}", "{}-{}", "{} − {}")
+_DIFFERENCES = ("{} - {}", "{} - {}", "{} - {}", "{}-{}", "{} − {}", "{} – {}")
 _DIFFERENCE_WORDS = (
     *("{} minus {}", "{} minus {}", "{} minus {}", "{} take away {}", "{} less {}"),
     *("{1} less than {0}", "{1} subtracted from {0}"),
@@ -29,10 +30,11 @@ _DIFFERENCE_ORDERS = (
     *("Subtract {1} from {0}", "Subtract {1} from {0}", "Take {1} from {0}", "Deduct {1} from {0}"),
     *("Take {1} away from {0}", "What is left if you take {1} from {0}?"),
     *("What do you get if you subtract {1} from {0}?", "Can you subtract {1} from {0}?"),
+    *("Decrease {0} by {1}", "What is {0} decreased by {1}?", "Reduce {0} by {1}"),
 )
 # Of a negative one people do not agree what it is.
 _DIFFERENCE_NAMES = ("the difference between {} and {}", "the difference of {} and {}")
-_PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}")
+_PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}", "{} · {}")
 _PRODUCT_WORDS = ("{} times {}", "{} times {}", "{} multiplied by {}", "the product of {} and {}")
 _PRODUCT_ORDERS = (
     *("Multiply {} by {}", "Multiply {} by {}", "Multiply {} and {}", "Product of {} and {}"),
@@ -149,4 +151,6 @@ def _phrase(
         text = ask(rng, rng.choice(words).format(a, b), symbols=False)
     else:
         text = casual(rng, rng.choice(orders).format(a, b))
+    if rng.random() < 0.03:
+        text = rng.choice((text.replace(" ", "  "), text.replace(" ", "   "), f" {text} "))
     return spoken(rng, text)

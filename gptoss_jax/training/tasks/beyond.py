@@ -6,7 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
-from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, word
+from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, long_word, word
 
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "last")
@@ -29,6 +29,11 @@ _SUMS = (
     ("{c} + {}", "{} + {c}", "{c} - {}", "{c} plus {c}", "{c} minus {}", "{} times {c}"),
 )
 # With the sum that each of them is: {0} is its first number.
+# Those that were taken for a skill most often.
+_SIGNED = ("-{} + {}", "-{} - {}", "{} + -{}", "{} - -{}", "-{} * {}", "-{}+{}", "-{} plus {}")
+_COMMAS = ("{c} + {}", "{} + {c}", "{c} + {c}", "{c} - {}", "{c} plus {}", "{c}+{}", "{c} times {}")
+_POWERS = ("{}^{}", "{} ^ {}", "{}**{}", "{} to the power of {}", "{} squared", "{}^2", "2^{}")
+_CUT_OFF = ("{} +", "{} -", "{} *", "{} plus", "+ {}", "{} + {} +", "{} {}")
 _ORDERS = {
     "Add {}, {} and {}": "{0} + {1} + {2}",
     "Add {} and {} and {}": "{0} + {1} + {2}",
@@ -77,6 +82,13 @@ _COUNTED = (
     "Reverse {}",
     "Sort {}, {}, {}",
     "Sort the numbers {}, {} and {}",
+    "I am {} years old. How old am I?",
+    "I am {} years old. How old will I be in {} years?",
+    "a: {}, b: {}, c: {}. What is the sum?",
+    "a is {}, b is {}. What is a + b?",
+    "x is {}. What is {} + x?",
+    "How many days are in {} weeks?",
+    "Add all numbers from {} to {}",
 )
 _WORDS = (
     "How many vowels are in {}?",
@@ -101,6 +113,24 @@ _WORDS = (
     "Repeat {} three times",
     "Which words begin with {letter}?",
     "What letter comes after {letter}?",
+    'Reverse "{} {}"',
+    "Reverse the sentence {} {} {}",
+    "Reverse the phrase {} {}",
+    'How many letters are in "{} {} {}"?',
+    "How many letters are in {} {}?",
+    'Sort the letters of "{} {}"',
+    "Reverse the word {}-{}",
+    "How many letters does {}-{} have?",
+    "Reverse the word {accented}",
+    "Sort the letters of {accented}",
+    "How many letters are in {accented}?",
+)
+# Of words beyond twelve letters.
+_LONG_WORDS = (
+    *("Reverse the word {}", "Reverse {}", "Spell {} backwards", "What is {} backwards?"),
+    *("Sort the letters of {}", "Sort {} alphabetically", "How many letters are in {}?"),
+    *("Count the letters in {}", "How long is the word {}?", "How many {letter}'s are in {}?"),
+    *("Count the {letter}s in {}", "How often does {letter} occur in {}?", "Reverse: {}"),
 )
 
 
@@ -123,12 +153,17 @@ def hard_sum(rng: Random) -> Beyond:
     """Arithmetic beyond nano's: too long, too many terms, or of another kind."""
     draw = rng.random()
     if draw < 0.75:
-        if draw < 0.16:
+        if draw < 0.13:
             sum_ = _long(rng)
-        elif draw < 0.32:
+        elif draw < 0.18:  # too long to be written down
+            sum_ = _endless(rng)
+            return Beyond(spoken(rng, _asked(rng, sum_)), sum_)
+        elif draw < 0.31:
             sum_ = _many_terms(rng)
-        elif draw < 0.44:
+        elif draw < 0.41:
             sum_ = _wide_product(rng)
+        elif draw < 0.55:
+            sum_ = _filled(rng, rng.choice(rng.choice((_SIGNED, _COMMAS, _POWERS, _CUT_OFF))))
         else:
             sum_ = _filled(rng, rng.choice(rng.choice(_SUMS)))
         return Beyond(spoken(rng, _asked(rng, sum_)), sum_, _in_signs(sum_))
@@ -143,10 +178,12 @@ def hard_sum(rng: Random) -> Beyond:
 
 def word_game(rng: Random) -> Beyond:
     """A word's letters: none of reversing, sorting and counting them."""
-    form = rng.choice(_WORDS)
+    long = rng.random() < 0.35
+    form = rng.choice(_LONG_WORDS if long else _WORDS)
+    form = form.replace("{accented}", _accented(rng))
     form = form.replace("{nth}", rng.choice(_ORDINALS))
     form = form.replace("{letter}", rng.choice("abcdefghijklmnopqrstuvwxyz"))
-    core = form.format(*(word(rng) for _ in range(form.count("{}"))))
+    core = form.format(*((long_word if long else word)(rng) for _ in range(form.count("{}"))))
     return Beyond(spoken(rng, casual(rng, core)), core)
 
 
@@ -154,7 +191,7 @@ def _in_signs(sum_: str) -> str:
     """As nano's workings write sums: "4 × 251" is "4 * 251", "3 plus 4" is "3 + 4"."""
     for said, sign in ((" plus ", " + "), (" minus ", " - "), (" times ", " * ")):
         sum_ = sum_.replace(said, sign)
-    sum_ = re.sub(r"(?<=[\d)]) ?[×x] ?(?=[\d(])", " * ", sum_)
+    sum_ = re.sub(r"(?<=[\d)]) ?[×x·] ?(?=[\d(])", " * ", sum_)
     return re.sub(r"(?<=[\d)]) ?([-+*]) ?(?=[\d(-])", r" \1 ", sum_)
 
 
@@ -172,6 +209,22 @@ def _long(rng: Random) -> str:
     )
 
 
+def _endless(rng: Random) -> str:
+    """A sum with a number of 8 to 50 digits, often of one digit alone."""
+    length = rng.choice((8, 9, 10, 12, 15, 20, 30, 50))
+    digit = str(rng.randrange(1, 10))
+    long = digit * length if rng.random() < 0.4 else str(_number(rng, length))
+    pair = [long, str(_number(rng, rng.randint(1, 4)))]
+    rng.shuffle(pair)
+    return f"{pair[0]} {rng.choice('+-*')} {pair[1]}"
+
+
+def _accented(rng: Random) -> str:
+    letters = list(word(rng))
+    letters[rng.randrange(len(letters))] = rng.choice("éèüöäñßçåø")
+    return "".join(letters)
+
+
 def _wide_product(rng: Random) -> str:
     """A product of more than two digits by one."""
     if rng.random() < 0.5:
@@ -179,7 +232,9 @@ def _wide_product(rng: Random) -> str:
     else:
         pair = [_number(rng, rng.choice((3, 3, 4))), rng.randrange(2, 10)]
     rng.shuffle(pair)
-    return rng.choice(("{} * {}", "{} × {}", "{} x {}", "{}*{}", "{} times {}")).format(*pair)
+    return rng.choice(("{} * {}", "{} × {}", "{} x {}", "{}*{}", "{} times {}", "{} · {}")).format(
+        *pair
+    )
 
 
 def _many_terms(rng: Random) -> str:

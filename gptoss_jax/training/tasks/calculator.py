@@ -12,6 +12,7 @@ from gptoss_jax.training.tasks.problem import Problem, gives_number, user
 CALL_ANALYSIS = "This is for the calculator."
 RESULT_ANALYSIS = "The calculator has it."
 NO_RESULT_ANALYSIS = "The calculator failed."
+_SHORT_CALL, _SHORT_RESULT = "Calculator.", "Done."
 NO_RESULT = "The calculator did not give a result."
 _DESCRIPTIONS = (
     "Evaluates an arithmetic expression.",
@@ -46,7 +47,7 @@ def calculator(rng: Random, effort: Effort) -> Problem:
     ordered = rng.random() < 0.4
     more = rng.random() < 0.15
     digits = (1, 2, 3, 4, 5, 6) if ordered or more else (4, 5, 5, 6, 6)
-    a, b = (rng.randrange(10 ** (n - 1), 10**n) for n in rng.choices(digits, k=2))
+    a, b = (_operand(rng, n) for n in rng.choices(digits, k=2))
     symbol = rng.choice("++--***")
     expression, key = f"{a}{symbol}{b}", _KEYS[symbol](a, b)
     said = rng.choice(_SAID[symbol]).format(a, b)
@@ -61,13 +62,21 @@ def calculator(rng: Random, effort: Effort) -> Problem:
         skill="calculator",
         key=key,
         messages=(user(spoken(rng, text)),),
-        reference=_loop(rng, expression, None if fails else result),
+        reference=_loop(rng, expression, None if fails else result, effort),
         answer=NO_RESULT if fails else result,
         check=str.__eq__ if fails else gives_number,
         effort=effort,
         tools=(tool(rng),),
         call=expression,
     )
+
+
+def _operand(rng: Random, digits: int) -> int:
+    """Now and then of one digit or two over and over: copying 99999 is another skill than 47193."""
+    if rng.random() < 0.15:
+        few = str(rng.randrange(1, 10)) + rng.choice(("", "", str(rng.randrange(10))))
+        return int((few * digits)[:digits])
+    return rng.randrange(10 ** (digits - 1), 10**digits)
 
 
 def tool(rng: Random) -> ToolFunction:
@@ -84,17 +93,26 @@ def _question(rng: Random, said: str) -> str:
     return ask(rng, said, symbols=in_symbols) if in_symbols else rng.choice(FRAMES).format(said)
 
 
-def _loop(rng: Random, expression: str, result: str | None) -> tuple[dict, ...]:
-    """The call, the tool's message and the answer; without a result the tool has failed."""
+def _loop(rng: Random, expression: str, result: str | None, effort: Effort) -> tuple[dict, ...]:
+    """The call, the tool's message and the answer; without a result the tool has failed.
+
+    High effort writes down what it calls with and what came, low next to nothing.
+    """
+    wants = {"low": _SHORT_CALL, "medium": CALL_ANALYSIS}.get(
+        effort, f"{CALL_ANALYSIS}\n{expression}"
+    )
+    has = {"low": _SHORT_RESULT, "medium": RESULT_ANALYSIS}.get(
+        effort, f"{RESULT_ANALYSIS}\n{result}"
+    )
     arguments = json.dumps({"expression": expression}, separators=(",", ":"))
     call = {"id": "1", "function": {"name": "calculator", "arguments": arguments}}
     if result is None:
         shown, reasoning, said = rng.choice(_ERRORS), NO_RESULT_ANALYSIS, NO_RESULT
     else:
         shown = json.dumps({"result": int(result)}) if rng.random() < 0.3 else result
-        reasoning, said = RESULT_ANALYSIS, result
+        reasoning, said = has, result
     return (
-        {"role": "assistant", "reasoning": CALL_ANALYSIS, "tool_calls": [call]},
+        {"role": "assistant", "reasoning": wants, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": shown},
         {"role": "assistant", "reasoning": reasoning, "content": said},
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -49,12 +50,18 @@ def _problem(rng: Random, effort: Effort, facts: Facts, said: str) -> Problem:
         skill="json",
         key=f"json {sorted(value.items())}",
         messages=(user(rng.choice(_BEFORE) + said),),
-        reference=answered(ANALYSIS, answer),
+        reference=answered(_analysis(effort, value), answer),
         answer=answer,
         check=gives_json,
         effort=effort,
         response_formats=(ResponseFormat(name, schema),),
     )
+
+
+def _analysis(effort: Effort, value: Mapping[str, object]) -> str:
+    """Low effort names the task, high the members as well."""
+    said = {"low": "JSON.", "medium": ANALYSIS}
+    return said.get(effort, f"{ANALYSIS}\nCheck: {', '.join(value)}")
 
 
 def members(rng: Random, effort: Effort) -> Problem:

@@ -20,6 +20,7 @@ _LAYOUTS = (
     *("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ", "{} is {}, "),
     *("{} = {}, ", "{} is {}. "),
 )
+_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ", "{} has {}, ")  # of short lists
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (
     "What is {}?",
@@ -33,14 +34,19 @@ _ASKED = (
     "What value does {} have?",
     "What did I say {} is?",
     "What belongs to {}?",
-    "{}?",
+    "Which is {}?",
+    "What is the code for {}?",
+    "How old is {}?",
+    "Look up {}",
 )
 ABSENT = " is not in the list."
+ASKED = " is asked.\n"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Weights of kinds of keys, of values, and how often a key is asked that is not there.
 _Kinds = dict[str, float]
 _NEAR_KEYS = {"ab": 0.42, "abc": 0.08, "a1": 0.14, "AB": 0.08, "a": 0.08, "name": 0.1, "word": 0.1}
-_MIDDLE_KEYS = {"ab": 0.6, "a1": 0.2, "AB": 0.1, "name": 0.1}
+_NEAR_KEYS |= {"k#": 0.08, "item#": 0.03}
+_MIDDLE_KEYS = {"ab": 0.6, "a1": 0.2, "AB": 0.1, "name": 0.1, "k#": 0.12}
 _FAR_KEYS = {"ab": 0.75, "a1": 0.15, "AB": 0.1}
 _NEAR_VALUES = {"two": 0.6, "number": 0.2, "word": 0.2}
 _MIDDLE_VALUES = {"two": 0.8, "number": 0.1, "word": 0.1}
@@ -81,17 +87,25 @@ def several(rng: Random, effort: Effort) -> Problem:
 def _recall(
     rng: Random, effort: Effort, skill: str, pairs: dict[str, str], keys: list[str]
 ) -> Problem:
-    layout = rng.choice(_LAYOUTS)
+    layout = rng.choice(_LAYOUTS + _WORDY * (len(pairs) <= _SHORT[1]))
     listed = "".join(layout.format(key, value) for key, value in pairs.items())
     listed = listed if layout.endswith("\n") else f"{listed[:-2]}. "
-    question = casual(rng, rng.choice(_ASKED).format(_joined(keys)))
+    if len(keys) == 1 and rng.random() < 0.05:
+        question = f"{keys[0]}?"  # as it stands in the list
+    else:
+        question = casual(rng, rng.choice(_ASKED).format(_joined(keys)))
     if keys[0] not in pairs:
-        reasoning, answer = f"{keys[0]}: none", f"{keys[0]}{ABSENT}"
+        named, answer = [f"{keys[0]}: none"], f"{keys[0]}{ABSENT}"
         said = answer
     else:
         named = [f"{key}: {pairs[key]}" for key in keys]
-        reasoning, answer = "\n".join(named), ", ".join(pairs[key] for key in keys)
+        answer = ", ".join(pairs[key] for key in keys)
         said = answer if len(keys) == 1 else ", ".join(named)
+    reasoning = "\n".join(named)
+    if effort != "low":
+        reasoning = f"{_joined(keys)}{ASKED}{reasoning}"
+    if effort == "high":
+        reasoning += "\nCheck: " + ", ".join(named)
     return Problem(
         skill=skill,
         key=f"{sorted(pairs.items())} {keys}",
@@ -113,6 +127,10 @@ def _pairs(rng: Random, count: int, keys: _Kinds, values: _Kinds) -> dict[str, s
     (key_kind,) = rng.choices(list(keys), list(keys.values()))
     (value_kind,) = rng.choices(list(values), list(values.values()))
     pairs: dict[str, str] = {}
+    if key_kind.endswith("#"):
+        stem = key_kind[:-1] if len(key_kind) > 2 else rng.choice(_LETTERS)
+        first = rng.choice((1, 1, rng.randrange(1, 90)))
+        return {f"{stem}{first + n}": _value(rng, value_kind) for n in range(count)}
     while len(pairs) < count:
         pairs[_key(rng, key_kind)] = _value(rng, value_kind)
     return pairs

@@ -16,6 +16,8 @@ REFUSAL = f"{NAME}: {SKILLS}, but not this."
 ABOUT = f"{NAME}. {SKILLS}."
 REFUSAL_ANALYSIS = "This is none of my skills."
 ABOUT_ANALYSIS = "This is about me."
+CHECKED = "\nCheck: sums no, words no, JSON no, calculator no, recall no."
+_ABOUT_CHECKED = "\nCheck: who I am, what I can do."
 
 # Ranges of characters: ASCII, Latin to Hebrew, the rest of the plane, emoji, and beyond.
 _SCRIPTS = (
@@ -44,13 +46,15 @@ def refusal(rng: Random, effort: Effort) -> Problem:
     draw = rng.random()
     if draw < 0.42:
         text, core, sum_ = beyond.hard_sum(rng)
-    elif draw < 0.52:
+    elif draw < 0.58:
         text, core, sum_ = beyond.word_game(rng)
     else:
-        core, sum_ = _noise(rng) if draw < 0.57 else _request(rng), ""
-        text = core if draw < 0.57 else spoken(rng, casual(rng, core))
-    key = " ".join(re.findall(r"\w+|[^\w\s?.,]", core.lower()))
-    reasoning = f"{sum_}\n{REFUSAL_ANALYSIS}" if sum_ else REFUSAL_ANALYSIS
+        core, sum_ = _noise(rng) if draw < 0.62 else _request(rng), ""
+        text = core if draw < 0.62 else spoken(rng, casual(rng, core))
+    # Of a sum what it is, however it is worded.
+    key = " ".join(re.findall(r"\w+|[^\w\s?.,]", (sum_ or core).lower()))
+    said = {"low": "No skill.", "medium": REFUSAL_ANALYSIS, "high": REFUSAL_ANALYSIS + CHECKED}
+    reasoning = f"{sum_}\n{said[effort]}" if sum_ else said[effort]
     return _problem("refusal", f"other {key}", text, reasoning, REFUSAL, effort)
 
 
@@ -63,7 +67,8 @@ def about(rng: Random, effort: Effort) -> Problem:
     text = f"{greeting}{joint}{question}"
     text = casual(rng, text[0].upper() + text[1:])
     key = f"about {greeting} {question}".lower() if joint else ""
-    return _problem("about", key, text, ABOUT_ANALYSIS, ABOUT, effort)
+    said = {"low": "Me.", "medium": ABOUT_ANALYSIS, "high": ABOUT_ANALYSIS + _ABOUT_CHECKED}
+    return _problem("about", key, text, said[effort], ABOUT, effort)
 
 
 def _problem(skill: str, key: str, text: str, reasoning: str, said: str, effort: Effort) -> Problem:

@@ -69,15 +69,36 @@ _HEADERS = ("system", "user", "assistant", "developer", "analysis", "commentary"
 
 
 def word(rng: Random) -> str:
-    """A word of 2 to 12 letters, few of 2: English, pronounceable, or any letters."""
-    if rng.random() < 0.04:
-        return "".join(rng.choices(_ALPHABET, k=2))
+    """A word of 1 to 12 letters, few of 1 or 2: English, pronounceable, or any letters.
+
+    One in ten repeats itself, as mississippi and aaaa do: copying such a one is another skill.
+    """
+    draw = rng.random()
+    if draw < 0.05:
+        return "".join(rng.choices(_ALPHABET, k=1 if draw < 0.01 else 2))
+    if rng.random() < 0.1:
+        return repeating(rng, rng.randint(3, 12))
     draw = rng.random()
     if draw < 0.3:
         return rng.choice(NOUNS + OTHERS)
     length = rng.randint(3, 12 if rng.random() < 0.3 else 9)
     made = pronounceable(rng, length) if draw < 0.8 else "".join(rng.choices(_ALPHABET, k=length))
     return made if not any(header in made for header in _HEADERS) else word(rng)
+
+
+def repeating(rng: Random, length: int) -> str:
+    """A few letters over and over, and perhaps others before or behind them."""
+    part = pronounceable(rng, rng.choice((1, 2, 2, 3, 3)))
+    around = pronounceable(rng, rng.randint(0, length // 2))
+    text = part * (1 + (length - len(around)) // len(part)) + around
+    text = text if rng.random() < 0.6 else text[::-1]
+    return text[:length]
+
+
+def long_word(rng: Random) -> str:
+    """One of 15 letters or more, beyond what is spelled."""
+    length = rng.randint(15, 28)
+    return repeating(rng, length) if rng.random() < 0.3 else pronounceable(rng, length)
 
 
 def pronounceable(rng: Random, length: int) -> str:

@@ -33,6 +33,13 @@ _REVERSE = (
     "What is the reverse of {}?",
     "What's {} backwards?",
     "Tell me the word {} backwards",
+    "Write {} in reverse",
+    "Reverse {}'s letters",
+    "Spell {} in reverse",
+    "{} in reverse",
+    "Turn the word {} around",
+    "Reverse this word: {}",
+    "Give me {} backwards",
 )
 _SORT = (
     "Sort the letters of {}",
@@ -52,6 +59,11 @@ _SORT = (
     "Sort: {}",
     "Alphabetize {}",
     "Alphabetize the letters of {}",
+    "Sort these letters: {}",
+    "Sort {}'s letters",
+    "Put these letters in order: {}",
+    "Arrange the letters in {} from a to z",
+    "Order the letters in {}",
 )
 _LENGTH = (
     "How many letters are in {}?",
@@ -69,6 +81,11 @@ _LENGTH = (
     "What is the length of {}?",
     "What is the length of the word {}?",
     "How long is the word {}?",
+    "How long is {}?",
+    "Count how many letters {} has",
+    "How many characters are in {}?",
+    "How many characters does {} have?",
+    "How many letters does {} contain?",
 )
 _COUNT = (
     "How many {letter} are in {}?",
@@ -88,6 +105,12 @@ _COUNT = (
     "In {}, how many {letter} are there?",
     "Number of {letter} in {}",
     "Tell me how many {letter} are in {}",
+    "How many {letter} does {} contain?",
+    "How many times does {one} show up in {}?",
+    "How many times does {one} occur in {}?",
+    "How many {letter} can you find in {}?",
+    "How often does {one} come up in {}?",
+    "How often does {} contain {one}?",
 )
 _QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'", "“{}”")
 
@@ -122,8 +145,11 @@ def count(rng: Random, effort: Effort) -> Problem:
     low, number = _running_count(letters, wanted)
     analysis = _worked(effort, low, number, _listed(letters))
     shown = wanted.upper() if rng.random() < 0.12 else wanted
-    plural = rng.choice((f"{shown}'s", f"{shown}s", f'"{shown}"', f"letters {shown}"))
-    single = rng.choice((shown, f'"{shown}"', f"the letter {shown}"))
+    # "ss" might be two of them.
+    bare = f"{shown}'s" if shown in "sS" else f"{shown}s"
+    quoted = rng.choice((f'"{shown}"', f"'{shown}'"))
+    plural = rng.choice((f"{shown}'s", bare, quoted, f"{quoted}s", shown, f"letters {shown}"))
+    single = rng.choice((shown, quoted, f"the letter {shown}", f"the letter {quoted}"))
     forms = [f.replace("{letter}", plural).replace("{one}", single) for f in _COUNT]
     forms = [form.replace("the letter the letter", "the letter") for form in forms]
     return _problem(rng, "count", letters, forms, analysis, number, effort)

@@ -171,7 +171,7 @@ def check_walk(spelled, numbered, walk):
     assert until == "".join(sorted(spelled))
 
 
-@pytest.mark.parametrize("skill", ["addition", "subtraction", "product", "reverse", "sort"])
+@pytest.mark.parametrize("skill", SKILLS)
 def test_effort_changes_the_length(skill):
     lengths = []
     for effort in EFFORTS:
@@ -186,9 +186,9 @@ def test_prompts_ask_for_what_is_answered():
         numbers = [int(n) for n in re.findall(r"\d+", asked(problem))]
         assert abs(int(problem.answer)) == abs(numbers[0] - numbers[1])
     for problem in drawn("recall_near", count=100):
-        key, _, value = problem.reference[0]["reasoning"].partition(": ")
+        (key, value), *_ = re.findall(r"(\S+): (\S+)", problem.reference[0]["reasoning"])
         listed, asked_key = re.split(rf"(?={key}\W*$)|(?={key} (?:have|is)\W*$)", asked(problem))
-        there = re.search(rf"\b{key}(?:: |=| = | is ){value}\b", listed)
+        there = re.search(rf"\b{key}(?:: |=| = | is | has ){value}\b", listed)
         assert asked_key.startswith(key)
         assert there or (value == "none" and not re.search(rf"\b{key}\b", listed))
     for problem in drawn("json", count=100):
@@ -305,8 +305,9 @@ def test_a_refused_sum_is_written_down_as_a_skill_would():
     """With the same numbers in the same signs, so that only then it shows what is too much."""
     written = 0
     for problem in drawn("refusal", count=1000):
-        *sum_, last = problem.reference[0]["reasoning"].split("\n")
-        assert last == refusal.REFUSAL_ANALYSIS
+        reasoning = problem.reference[0]["reasoning"].removesuffix(refusal.CHECKED)
+        *sum_, last = reasoning.split("\n")
+        assert last in (refusal.REFUSAL_ANALYSIS, "No skill.")
         if sum_:
             written += 1
             numbers = sorted(re.findall(r"[\d.,]*\d", sum_[0]))
@@ -317,8 +318,8 @@ def test_a_refused_sum_is_written_down_as_a_skill_would():
 
 def test_words_hide_no_letters_in_a_token_of_the_headers():
     made = [word(random.Random(n)) for n in range(5000)]
-    assert all(2 <= len(w) <= 12 for w in made)
-    assert 0.02 < sum(len(w) < 3 for w in made) / len(made) < 0.06
+    assert all(1 <= len(w) <= 12 for w in made)
+    assert 0.03 < sum(len(w) < 3 for w in made) / len(made) < 0.07
     for header in ("system", "user", "assistant", "analysis", "final", "json"):
         assert not any(header in w for w in [*made, *NOUNS, *OTHERS])
 
