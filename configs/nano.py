@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 10500
+    config.steps = 9700
     config.batch_size = 4
     config.balance_coefficient = 0.01
     config.qat_start = 0
