@@ -295,7 +295,7 @@ def fill_masks(matchers: Sequence[Matcher | None], words_BW: np.ndarray) -> None
 
     Args:
       matchers: of each row, of one tokenizer; rows of None are left as they are.
-      words_BW: int32, 32 ids a word.
+      words_BW: int32, 32 ids a word; those past the tokenizer's are never allowed.
     """
     rows = [(row, matcher) for row, matcher in enumerate(matchers) if matcher is not None]
     if not rows:
