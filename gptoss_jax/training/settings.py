@@ -320,6 +320,13 @@ def _check_together(config: Settings) -> None:
             raise ConfigError(f"config.optimizer.{beta}: {config.optimizer[beta]} must be below 1")
 
 
+# Sinks are trained themselves, and the unembedding is in no layer.
+_WITHOUT = {
+    "sinks": ("lora.rank", "lora.alpha", "lora.rslora", "lora.dropout"),
+    "unembedding": ("lora.layers",),
+}
+
+
 def _check_meant(config: Settings) -> None:
     """Refuses what would be set without effect."""
     if config.lora.targets and config.qat_start >= 0:
@@ -333,6 +340,9 @@ def _check_meant(config: Settings) -> None:
             continue
         if field.startswith("lora.") and not config.lora.targets:
             raise ConfigError(f"config.{field}: means nothing without config.lora.targets")
+        for target, without in _WITHOUT.items():
+            if field in without and set(config.lora.targets) == {target}:
+                raise ConfigError(f"config.{field}: means nothing with {target} as the only target")
         if field.startswith("model.") and config.base:
             raise ConfigError(f"config.{field}: the sizes are config.base's; leave it out")
         if field.startswith("preference.") and config.data.kind != "pairs":

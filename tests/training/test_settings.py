@@ -120,6 +120,7 @@ def test_a_mistake_is_one_line_and_exit_2(override, expected, tmp_path, capsys):
         (("model.hidden_size", "256"), "config.model.hidden_size: the sizes are config.base's"),
         (("lora.targets", ""), "config.lora.alpha: means nothing without"),
         (("lora.rank", "0"), "config.lora.rank: 0"),
+        (("lora.targets", "sinks"), "config.lora.alpha: means nothing with sinks as the only"),
     ],
 )
 def test_what_would_have_no_effect_beside_a_base_is_refused(override, expected):
@@ -127,6 +128,13 @@ def test_what_would_have_no_effect_beside_a_base_is_refused(override, expected):
     with pytest.raises(settings.ConfigError) as caught:
         settings.load("configs/lora_nano.py", config)
     assert str(caught.value).startswith(expected)
+
+
+def test_layers_are_none_of_the_unembeddings():
+    both = [("lora.targets", "unembedding"), ("lora.layers", "3")]
+    with pytest.raises(settings.ConfigError, match=r"^config\.lora\.layers: means nothing with unem"):
+        settings.load("configs/lora_nano.py", both)
+    settings.load("configs/lora_nano.py", [("lora.targets", "unembedding,q"), both[1]])
 
 
 @pytest.mark.parametrize(
