@@ -3,11 +3,11 @@ r"""nano: a whole gpt-oss of 4.0 million parameters for two CPU cores.
 Nothing of the architecture is left out: top-2 of 8 experts in MXFP4, sinks, sliding and full
 layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generated problems.
 
-Measured on two AVX-512 cores (November 2026) over two devices of the CPU, as below, with nothing
-beside it: 85 minutes, 9,700 tokens/s in the first 750 steps, 9,000 in the rest, 15 % of the
-machine's float32 matmul rate of 457 GFLOP/s; validation accuracy 99.97 % before and after packing.
-Slower cores need longer: others went at 4,300 to 5,400 tokens/s. The weights in the package are of
-that run, skill by skill in `gptoss_jax/nano/README.md`. The last two flags were worth a seventh.
+Measured on two AVX-512 cores (November 2026) over two devices of the CPU, as below: 88 minutes with
+three stops and starts among them, 9,700 tokens/s, 15 % of the machine's float32 matmul rate of 455
+to 494 GFLOP/s; validation accuracy 99.79 % before packing and 99.76 % after. Slower cores need
+longer: others went at 4,300 to 5,400 tokens/s. The weights in the package are of that run, skill by
+skill in `gptoss_jax/nano/README.md`. The last two flags were worth a seventh.
 
     XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_prefer_vector_width=512 \
       --xla_cpu_experimental_ynn_fusion_type=" \

@@ -1,8 +1,8 @@
 """Measures a checkpoint on nano's skills: `python -m gptoss_jax.nano.measure DIR`.
 
 Held-out problems, greedy, on the packed weights; beside them, with --run, the same on the master
-weights they were packed from; and how many turns at temperature 1.0 are no harmony. Prints a
-Markdown table, and with --card writes it into the model card.
+weights they were packed from; the tough ones by themselves; and how many turns at temperature 1.0
+are no harmony. Prints Markdown tables, and with --card writes them into the model card.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UsageError, UserError
-from gptoss_jax.training.tasks import HELD_OUT, SKILLS, Problem
+from gptoss_jax.training.tasks import HELD_OUT, SKILLS, TOUGH, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _BATCH = 64
 _MAX_TOKENS = 384  # the longest reference turn has fewer than 250
+_TOUGH_TITLE = (
+    "Practised too, but no part of the skills: words in which something comes three times in a row "
+    '(ooo, kekekel), lists of "K has V", questions in capitals or with runs of spaces.'
+)
 _BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
 
 
@@ -56,22 +60,28 @@ def answerer(
 def report(
     sets: Sequence[Sequence[Score]],
     master: Sequence[Score],
+    tough: Sequence[Score],
     sampled: Sequence[Score],
     command: str,
 ) -> str:
-    """The table, the malformed turns at temperature 1.0, and the command that measured both.
+    """The tables, the malformed turns at temperature 1.0, and the command that measured them.
 
     Args:
       sets: of the packed weights, greedy; each of its own problems.
       master: of the weights before they were packed on the first set's problems, or none.
+      tough: of the packed weights on tough problems, greedy, or none.
       sampled: of the packed weights at temperature 1.0.
       command: as it was typed.
     """
     turns, malformed = (sum(getattr(s, k) for s in sampled) for k in ("turns", "malformed"))
-    return (
-        f"{table(sets[0], master, sets[1:])}\n\nAt temperature 1.0, {malformed} of {turns} turns "
-        f"were malformed. Measured by `{command}`.\n"
+    parts = [table(sets[0], master, sets[1:])]
+    if tough:
+        parts += [_TOUGH_TITLE, table(tough)]
+    parts.append(
+        f"At temperature 1.0, {malformed} of {turns} turns were malformed. Measured by "
+        f"`{command}`.\n"
     )
+    return "\n\n".join(parts)
 
 
 def into_card(card: Path, text: str) -> None:
@@ -105,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="DIR", help="a checkpoint with nano's tokenizer")
     parser.add_argument("--count", type=cli.number(int, 1), default=200, help="problems a skill")
+    parser.add_argument(
+        "--sampled",
+        type=cli.number(int, 1),
+        metavar="N",
+        help="problems a skill at temperature 1.0; default: half of --count",
+    )
     parser.add_argument("--skills", nargs="+", choices=HELD_OUT, default=list(SKILLS))
     parser.add_argument(
         "--seeds", type=cli.number(int, 1), default=1, help="sets of problems, each of --count"
@@ -127,6 +143,7 @@ def _command(arguments: argparse.Namespace) -> str:
     if arguments.skills != list(SKILLS):
         given += f" --skills {' '.join(arguments.skills)}"
     given += f" --count {arguments.count}"
+    given += f" --sampled {arguments.sampled}" if arguments.sampled else ""
     given += f" --seeds {arguments.seeds}" if arguments.seeds > 1 else ""
     return f"python -m gptoss_jax.nano.measure DIR{given}"
 
@@ -151,17 +168,19 @@ def _measure(arguments: argparse.Namespace) -> None:
     if tokenizer is None:
         raise UserError(f"{arguments.checkpoint}: has no tokenizer")
 
-    def measured(which: "GptOss", temperature: float, count: int, problems: int = 0) -> list[Score]:
-        answer = answerer(which, tokenizer, temperature=temperature, seed=1, cache=arguments.cache)
-        return evaluate(answer, arguments.skills, count, seed=problems)
+    def answering(which: "GptOss", temperature: float = 0.0) -> Answerer:
+        return answerer(which, tokenizer, temperature=temperature, seed=1, cache=arguments.cache)
 
-    sets = [measured(model, 0.0, arguments.count, seed) for seed in range(arguments.seeds)]
+    skills, count = arguments.skills, arguments.count
+    greedy = answering(model)
+    sets = [evaluate(greedy, skills, count, seed=seed) for seed in range(arguments.seeds)]
     master = []
     if arguments.run:
         unpacked = master_model(arguments.run, model.config)
-        master = measured(unpacked, 0.0, arguments.count)
-    sampled = measured(model, 1.0, max(1, arguments.count // 2))
-    text = report(sets, master, sampled, _command(arguments))
+        master = evaluate(answering(unpacked), skills, count)
+    tough = evaluate(greedy, [skill for skill in skills if skill in TOUGH], count, tough=True)
+    sampled = evaluate(answering(model, 1.0), skills, arguments.sampled or max(1, count // 2))
+    text = report(sets, master, tough, sampled, _command(arguments))
     print(text)
     if arguments.card and distributed.prints():
         into_card(arguments.card, text)

@@ -5,7 +5,7 @@ from random import Random
 from gptoss_jax.text.harmony import Effort
 from gptoss_jax.training.tasks import working
 from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
-from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, user
+from gptoss_jax.training.tasks.problem import Problem, answered, careless, gives_number, user
 from gptoss_jax.training.tasks.working import Working
 
 _DIGITS = (1, 2, 2, 3, 3, 3, 3, 4, 4, 4)
@@ -124,7 +124,14 @@ def _problem(
 ) -> Problem:
     reasoning, result = working.analysis(worked, check, effort), str(worked.result)
     return Problem(
-        skill, key, (user(text),), answered(reasoning, result), result, gives_number, effort
+        skill,
+        key,
+        (user(text),),
+        answered(reasoning, result),
+        result,
+        gives_number,
+        effort,
+        tough=careless(text),
     )
 
 

@@ -54,7 +54,13 @@ class Score:
 
 
 def evaluate(
-    answer: Answerer, skills: Iterable[str], count: int, *, seed: int = 0, split: str = "test"
+    answer: Answerer,
+    skills: Iterable[str],
+    count: int,
+    *,
+    seed: int = 0,
+    split: str = "test",
+    tough: bool = False,
 ) -> list[Score]:
     """Asks `count` problems of each skill.
 
@@ -64,11 +70,17 @@ def evaluate(
       count: at least 1.
       seed: of the problems.
       split: test, validation or train.
+      tough: whether the problems are to be the tough ones.
 
     Raises:
-      UserError: a skill or the split is unknown.
+      UserError: a skill or the split is unknown, or a skill has no such problems.
     """
-    return [_evaluate_one(answer, skill, count, seed, split) for skill in skills]
+    return [
+        _evaluate_one(
+            answer, skill, [problem(skill, seed, i, split, tough=tough) for i in range(count)]
+        )
+        for skill in skills
+    ]
 
 
 def table(
@@ -118,8 +130,8 @@ def tool_call(answer: Answer) -> ToolCall | None:
     return None
 
 
-def _evaluate_one(answer: Answerer, skill: str, count: int, seed: int, split: str) -> Score:
-    asked = [problem(skill, seed, index, split) for index in range(count)]
+def _evaluate_one(answer: Answerer, skill: str, asked: Sequence[Problem]) -> Score:
+    count = len(asked)
     right = turns = malformed = 0
     while asked:
         answers = answer(asked)

@@ -20,7 +20,8 @@ _LAYOUTS = (
     *("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ", "{} is {}, "),
     *("{} = {}, ", "{} is {}. "),
 )
-_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ", "{} has {}, ")  # of short lists
+_HAS = "{} has {}, "
+_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ", _HAS)  # of short lists
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (
     "What is {}?",
@@ -114,6 +115,7 @@ def _recall(
         answer=answer,
         check=_gives_values,
         effort=effort,
+        tough=layout == _HAS,
     )
 
 

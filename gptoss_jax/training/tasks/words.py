@@ -2,13 +2,21 @@
 
 import collections
 import itertools
+import re
 import string
 from collections.abc import Sequence
 from random import Random
 
 from gptoss_jax.text.harmony import Effort
 from gptoss_jax.training.tasks.phrasing import casual, spoken
-from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, gives_text, user
+from gptoss_jax.training.tasks.problem import (
+    Problem,
+    answered,
+    careless,
+    gives_number,
+    gives_text,
+    user,
+)
 from gptoss_jax.training.tasks.vocabulary import word
 
 _REVERSE = (
@@ -112,6 +120,8 @@ _COUNT = (
     "How often does {one} come up in {}?",
     "How often does {} contain {one}?",
 )
+# A letter, or two or three, three times in a row: "ooo", "kekekel".
+_THREEFOLD = re.compile(r"(.{1,3})\1\1")
 _QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'", "“{}”")
 
 
@@ -181,7 +191,14 @@ def _problem(
     asked = spoken(rng, asked if asked.startswith(quoted) else casual(rng, asked))
     check = gives_number if text.isdigit() else gives_text
     return Problem(
-        skill, f"word {spelled}", (user(asked),), answered(analysis, text), text, check, effort
+        skill,
+        f"word {spelled}",
+        (user(asked),),
+        answered(analysis, text),
+        text,
+        check,
+        effort,
+        tough=careless(asked) or bool(_THREEFOLD.search(spelled)),
     )
 
 
