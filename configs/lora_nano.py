@@ -6,8 +6,8 @@ unembedding among the targets JSON and refusals lost 2 to 3.5 points in four tri
 
 One device, or its four rows over `--mesh data=2` or `fsdp=2`. As XLA compiles a step for one CPU
 device, 216 MiB are held: 2.7 weights, 0.2 adapters, 0.3 Adam's moments, 213 activations and the
-rest. On two AVX-512 cores the first command below took 2.7 minutes, compilation included, and 4.6
-on slower ones. Of 200 held-out problems nano answers none right and with the adapter 95.5 %; no
+rest. On two AVX-512 cores the first command below took 2.3 minutes, compilation included, and 4.6
+on slower ones. Of 200 held-out problems nano answers none right and with the adapter 95.0 %; no
 other skill loses more than 1 point of 200 problems.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m gptoss_jax.train \
