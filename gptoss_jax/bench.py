@@ -109,20 +109,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="sequences a chip",
     )
     scaling.add_argument("--context", type=cli.number(int, 1), default=8192, metavar="T")
+    for alone in (schemas, engine, context, scaling):
+        distributed.add_flags(alone)
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Runs the benchmark and prints its figures."""
-    verbs = {
-        "model": _model,
-        "serve": _serve,
-        "schemas": _schemas,
-        "engine": _engine,
-        "context": _context,
-        "scaling": _scaling,
-    }
-    verbs[arguments.benchmark](arguments)
+    together = {"model": _model, "serve": _serve}
+    alone = {"schemas": _schemas, "engine": _engine, "context": _context, "scaling": _scaling}
+    if arguments.benchmark in together:
+        together[arguments.benchmark](arguments)
+    elif distributed.is_first(arguments):
+        alone[arguments.benchmark](arguments)
 
 
 def _model(arguments: argparse.Namespace) -> None:

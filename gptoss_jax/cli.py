@@ -106,6 +106,16 @@ def dimmed(text: str, stream: TextIO) -> str:
     return f"\x1b[2m{text}\x1b[0m" if faint else text
 
 
+def run_first(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """`run`, of a verb that the first of several processes does alone."""
+
+    def work(arguments: argparse.Namespace) -> None:
+        if distributed.is_first(arguments):
+            main(arguments)
+
+    return run(work, arguments)
+
+
 def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Runs a verb: 0 done, 1 failed (one line on stderr), 2 wrongly used, 130 interrupted.
 

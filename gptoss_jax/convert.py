@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
 from gptoss_jax.loading import checkpoint_directory
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     _check(parser, arguments)
-    return cli.run(_synthetic if arguments.synthetic else _convert, arguments)
+    return cli.run_first(_synthetic if arguments.synthetic else _convert, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter", metavar="DIR", help="in PEFT's layout: added into the weights that it is for"
     )
     cli.add_mesh(parser)
+    distributed.add_flags(parser)
     synthetic = parser.add_argument_group("Synthetic (takes DIR alone)")
     synthetic.add_argument(
         "--synthetic", choices=_SIZES, metavar="SIZE", help=f"random weights: {', '.join(_SIZES)}"

@@ -77,6 +77,25 @@ def join(arguments: argparse.Namespace) -> None:
         _mute()
 
 
+def is_first(arguments: argparse.Namespace) -> bool:
+    """Whether this is the process that does a verb's work, where one does it alone.
+
+    The others have nothing to do, and do not wait for it.
+
+    Raises:
+      UsageError: flags that do not go together.
+    """
+    flags = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if flags == (None, 1, None):
+        return True
+    _check(*flags)
+    if flags[0] is not None:
+        return arguments.process_id == 0
+    numbers = ("SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
+    found = [os.environ[name] for name in numbers if name in os.environ]
+    return not _in_cluster() or found[:1] in ([], ["0"])
+
+
 def joined() -> bool:
     """Whether this process is one of several."""
     if "jax" not in sys.modules:

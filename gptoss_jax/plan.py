@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptoss_jax import cli
+from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--topology", metavar="CHIP:SHAPE", help="v5e:2x4, h100:8; without it a table over slices"
     )
     parallelism.add_argument("--mesh", metavar="AXIS=N,…", help="as expert=4,tensor=2")
+    distributed.add_flags(parser)
     output = parser.add_argument_group("Output")
     output.add_argument("--json", action="store_true", help="print one JSON object a slice")
     output.add_argument("--plot", metavar="FILE.png", type=Path, help="memory beside capacity")
@@ -208,4 +209,4 @@ def _cells(row: "Report") -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, cli.parse_with_overrides(build_parser(), sys.argv[1:])))
+    sys.exit(cli.run_first(main, cli.parse_with_overrides(build_parser(), sys.argv[1:])))

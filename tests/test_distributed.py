@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from gptoss_jax import distributed, native_output
+from gptoss_jax import convert, distributed, native_output
 from gptoss_jax.errors import UsageError
 
 QUESTION = "What is 347 + 586?"
@@ -248,6 +248,31 @@ def test_a_process_that_says_it_is_alone_looks_for_no_others(monkeypatch):
     distributed.add_flags(parser)
     distributed.join(parser.parse_args(["--num-processes", "1"]))
     assert not distributed.joined()
+
+
+SLURM, JOB = {"SLURM_STEP_NUM_TASKS": "2"}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "first"),
+    [
+        ("", {}, True),
+        ("", SLURM | {"SLURM_PROCID": "0"}, True),
+        ("", SLURM | {"SLURM_PROCID": "1"}, False),
+        ("", {"SLURM_PROCID": "1"}, True),  # of a step of one task
+        ("", JOB | {"JOB_COMPLETION_INDEX": "1"}, False),
+        ("--num-processes 1", JOB | {"JOB_COMPLETION_INDEX": "1"}, True),
+        ("", {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, False),
+        ("--coordinator a:1 --num-processes 2 --process-id 0", {}, True),
+        ("--coordinator a:1 --num-processes 2 --process-id 1", {}, False),
+    ],
+)
+def test_one_process_does_what_is_no_work_for_several(monkeypatch, tmp_path, words, env, first):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "tiny"
+    assert convert.main(["--synthetic", "tiny", "--layers", "1", str(out), *words.split()]) == 0
+    assert (out / "config.json").exists() == first
 
 
 def test_a_slurm_task_that_is_alone_on_its_node_has_all_devices(monkeypatch):
