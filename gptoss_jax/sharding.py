@@ -15,6 +15,7 @@ the same code is the single-device model, and every function here leaves its arg
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -179,6 +180,9 @@ def whole(module: Any, config: Config) -> Any:
 # --- The mesh ------------------------------------------------------------------------------------
 
 
+_SIZE = re.compile(r"[1-9][0-9]{0,5}")
+
+
 def parse(text: str) -> dict[str, int]:
     """`expert=4,tensor=2` as axis sizes.
 
@@ -188,7 +192,7 @@ def parse(text: str) -> dict[str, int]:
     shape: dict[str, int] = {}
     for item in text.split(","):
         name, _, size = item.partition("=")
-        if name not in AXES or name in shape or not size.isdecimal() or int(size) < 1:
+        if name not in AXES or name in shape or not _SIZE.fullmatch(size):
             known = ", ".join(AXES)
             raise UsageError(
                 f"--mesh {text}: {item!r} is no axis=size; axes are {known}, each at most once"

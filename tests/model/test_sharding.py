@@ -254,7 +254,8 @@ def test_a_mesh_is_read(text, shape):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "expert", "expert=0", "expert=-1", "model=2", "expert=2,expert=2"]
+    "text",
+    ["", "expert", "expert=0", "expert=-1", "model=2", "expert=2,expert=2", f"expert={'9' * 5000}"],
 )
 def test_what_is_no_mesh_is_refused(text):
     with pytest.raises(
