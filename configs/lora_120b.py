@@ -3,8 +3,8 @@
 Data: as `lora_20b.py` takes it. A batch of 8 rows of 2,048 tokens, experts over the mesh's `expert`
 axis and rows over `fsdp`.
 
-Compiled, GiB a device: `v5e:4x4` (fsdp=8,expert=2) 6.93 of 15.75, of which 3.80 are the packed
-weights, 0.27 adapters and 0.53 Adam's moments; `v6e:2x4` (fsdp=8) 11.90 of 31.24, of which these
+Compiled, GiB a device: `v5e:4x4` (fsdp=8,expert=2) 6.92 of 15.75, of which 3.80 are the packed
+weights, 0.27 adapters and 0.53 Adam's moments; `v6e:2x4` (fsdp=8) 11.91 of 31.24, of which these
 are 7.60, 0.53 and 1.06 (`python -m gptoss_jax.plan --task train --config configs/lora_120b.py
 --model 120b --topology v5e:4x4`, some ten minutes of two cores). It has run on none, so no
 time is known.

@@ -4,8 +4,8 @@ Data: JSON lines, one conversation a line, {"messages": [{"role": "user", "conte
 "assistant", "reasoning": …, "content": …}]}; "tools" and "reasoning_effort" as in OpenAI's API.
 The base stays packed; the adapter is written in PEFT's layout to WORKDIR/export.
 
-Compiled for one v5e chip of 15.75 GiB, 15.07 are held: 12.82 the packed weights, 0.35 adapters,
-0.70 Adam's moments, 1.20 activations and the rest (`python -m gptoss_jax.plan --task train --config
+Compiled for one v5e chip of 15.75 GiB, 15.03 are held: 12.82 the packed weights, 0.35 adapters,
+0.70 Adam's moments, 1.16 activations and the rest (`python -m gptoss_jax.plan --task train --config
 configs/lora_20b.py --model 20b --topology v5e:1x1`). With rank 16, `--config.lora.rank=16`: one v6e
 holds 18.88 GiB of 31.24 at 8,192 tokens, one H100 33.44 of 75.15 at 16,384
 (`--config.data.sequence_length`). On one chip there is no mesh; over several, rows go over `fsdp`

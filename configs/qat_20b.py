@@ -3,8 +3,8 @@
 Data: as `lora_20b.py` takes it. The experts are used as they are packed and the gradient passes
 straight through, so that the export computes what the training saw.
 
-Compiled for `v6e:4x4` over fsdp=16, 27.21 GiB of 31.24 a device are held: 4.87 weights, 9.74 Adam's
-moments, 12.59 activations, gradients and the rest (`python -m gptoss_jax.plan --task train --config
+Compiled for `v6e:4x4` over fsdp=16, 25.21 GiB of 31.24 a device are held: 4.87 weights, 9.74 Adam's
+moments, 10.60 activations, gradients and the rest (`python -m gptoss_jax.plan --task train --config
 configs/qat_20b.py --model 20b --topology v6e:4x4`). It has run on none, so no
 time is known.
 """
