@@ -252,14 +252,20 @@ def _scaling(arguments: argparse.Namespace) -> None:
 
     from gptoss_jax.benchmarks import scaling
     from gptoss_jax.model.config import PRESETS
+    from gptoss_jax.planning.program import RefusedError
 
     # A compiler without its device cannot load what the cache holds, and warns.
     jax.config.update("jax_enable_compilation_cache", False)
     print(scaling.HEAD, flush=True)
+    preset = PRESETS[arguments.preset]
     for chips, batch in itertools.product(scaling.SLICES, arguments.batch):
-        preset = PRESETS[arguments.preset]
-        for point in scaling.measure(preset, arguments.chip, chips, batch, arguments.context):
-            print(scaling.row(point), flush=True)
+        for shape in scaling.shapes(preset, chips):
+            where = (preset, arguments.chip, chips, shape, batch, arguments.context)
+            try:
+                row = scaling.row(scaling.measure(*where))
+            except RefusedError:
+                row = scaling.refused(chips, shape, batch)
+            print(row, flush=True)
 
 
 def _whole(arguments: argparse.Namespace) -> dict:

@@ -68,14 +68,22 @@ def shapes(config: Config, chips: int) -> Iterator[dict[str, int]]:
         yield wide
 
 
-def measure(config: Config, kind: str, chips: int, batch: int, context: int) -> list[Point]:
-    """The points of a number of chips, for each of `shapes`."""
-    return [_point(config, kind, chips, shape, batch, context) for shape in shapes(config, chips)]
-
-
-def _point(
+def measure(
     config: Config, kind: str, chips: int, shape: dict[str, int], batch: int, context: int
 ) -> Point:
+    """The point of a mesh of `shapes`.
+
+    Args:
+      config: the network.
+      kind: of the chips.
+      chips: how many.
+      shape: of the mesh.
+      batch: sequences a chip.
+      context: positions of each.
+
+    Raises:
+      RefusedError: there is no program for it.
+    """
     name = f"{kind}:{SLICES[chips]}"
     chip = slice_of(name).chip
     few, more = (
@@ -124,6 +132,12 @@ _COLUMNS = (
     *("limit", "tokens/s a chip"),
 )
 HEAD = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
+
+
+def refused(chips: int, shape: dict[str, int], batch: int) -> str:
+    """The row of a mesh that the compiler refuses."""
+    said = (str(chips), sharding.describe(shape), str(batch), *"–––", "the compiler refuses", "–")
+    return f"| {' | '.join(said)} |"
 
 
 def row(point: Point) -> str:

@@ -33,6 +33,10 @@ from gptoss_jax.training.settings import Settings
 from gptoss_jax.training.step import Trainer
 
 
+class RefusedError(UserError):
+    """The compiler has no program for it, and not for want of the device's memory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """What the compiler says of a program, bytes of one device.
@@ -217,5 +221,5 @@ def _needed(refusal: str) -> int:
         r"HBM.*\((\d+\.\d+)G\) exceeds|memory space hbm\. Used (\d+\.\d+)G of", refusal
     )
     if needed is None:
-        raise UserError(f"the compiler refuses this program: {refusal}")
+        raise RefusedError(f"the compiler refuses this program: {refusal}")
     return round(float(needed[1] or needed[2]) * GIB)
