@@ -177,6 +177,9 @@ def load(directory: Path, sizes: Config) -> Trained:
       UserError: no adapter, one of a kind that is not LoRA's plain one, or one that does not fit;
         one line that names the file and the tensor.
     """
+    inside = directory / "export"
+    if not (directory / CONFIG).exists() and (inside / CONFIG).exists():
+        raise UserError(f"{directory}: a run's directory; give its adapter, {inside}")
     fields = peft_fields.read(directory / CONFIG)
     file = directory / WEIGHTS
     if not file.is_file():

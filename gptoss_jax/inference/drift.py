@@ -74,6 +74,8 @@ def read_prompts(file: Path) -> list[Prompt]:
       OSError: it cannot be read.
     """
     found = []
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give prompts as JSON lines")
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue

@@ -104,8 +104,7 @@ def attach(model: GptOss, adapter: Adapter, values: Mapping[str, Any]) -> GptOss
             scale, dropout = adapter.scale, adapter.dropout
             node.set_value(LowRank(node.get_value(), value, b, None, scale, dropout))
         elif field != "b":
-            old = parameter(copy, path)
-            old.set_value(value.astype(old[...].dtype))
+            parameter(copy, path).set_value(value)  # float32, as it was trained
     return copy
 
 
@@ -113,7 +112,7 @@ def with_dropout(model: GptOss, key: jax.Array) -> GptOss:
     """A copy whose factors drop inputs; devices with other rows drop others.
 
     A matrix's row by row. An expert's the same ones for all rows of the call, which costs its
-    kernels nothing: what is dropped is missing from `a`.
+    kernels nothing: what is dropped is missing from `a`. Devices with other experts drop others.
     """
     split = sharding.current(model.config)
     key = jax.random.fold_in(key, sharding.place(split.batch))
@@ -126,6 +125,7 @@ def with_dropout(model: GptOss, key: jax.Array) -> GptOss:
         if leaf.a.ndim == 2:
             return dataclasses.replace(leaf, key=own)
         experts, _, inputs = leaf.a.shape
+        own = jax.random.fold_in(own, sharding.place(split.experts))
         kept = jax.random.bernoulli(own, 1 - leaf.dropout, (experts, 1, inputs))
         return dataclasses.replace(leaf, a=jnp.where(kept, leaf.a / (1 - leaf.dropout), 0.0))
 

@@ -52,8 +52,8 @@ class RunDirectory:
           base: the fingerprint of the checkpoint it begins from, if it does.
 
         Raises:
-          UserError: the directory is of a run with another network, base or other data, or a file
-            of it is damaged. Here and below: the disk takes no more.
+          UserError: the directory has a checkpoint of a run with another network, base or other
+            data, or a file of it is damaged. Here and below: the disk takes no more.
         """
         self.path = path
         self.base = base
@@ -66,9 +66,10 @@ class RunDirectory:
             with self._writing():  # before weights are read, not after
                 path.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=path).close()
-            self.changed = _check_config(path / "config.json", config)
             begun = {"directory": config.base, "fingerprint": base}
-            _check_base(path / "base.json", begun)
+            if _has_checkpoint(path):  # without one a run may begin anew with whatever fits
+                self.changed = _check_config(path / "config.json", config)
+                _check_base(path / "base.json", begun)
             self._files = {
                 **({"base.json": begun} if base is not None else {}),
                 "config.json": config.to_dict(),
@@ -202,6 +203,11 @@ def _read_records(file: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{file}:{number}: no metrics of a step; remove the line") from error
     return records
+
+
+def _has_checkpoint(path: Path) -> bool:
+    """Whether there is a whole one: those being written have other names than their step."""
+    return any(entry.name.isdecimal() for entry in path.glob("checkpoints/*"))
 
 
 def _check_config(file: Path, config: settings.Settings) -> list[str]:

@@ -521,6 +521,12 @@ def test_an_adapter_of_fewer_layers(tmp_path):
     assert peft.load(directory, CONFIG).adapter.layers == (0,)
 
 
+def test_a_run_s_directory_is_none_of_an_adapter(tmp_path):
+    peft.save(trained(targets=("q",)), CONFIG, "base", tmp_path / "export")
+    with pytest.raises(UserError, match=r"a run's directory; give its adapter, .*export$"):
+        peft.load(tmp_path, CONFIG)
+
+
 def test_sinks_of_some_layers_beside_the_unembedding(tmp_path):
     """Sinks are in a file of ours, so that PEFT's config cannot say in which layers."""
     given = trained(targets=("sinks", "unembedding"), layers=(1,))

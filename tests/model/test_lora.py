@@ -10,7 +10,7 @@ import pytest
 import sample
 from flax import nnx
 
-from gptoss_jax import mxfp4
+from gptoss_jax import mxfp4, sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.model import lora
 from gptoss_jax.model.adapter import TARGETS, Adapter
@@ -99,6 +99,18 @@ def test_gradients_are_those_of_a_dequantised_model(shape, rows):
         assert error <= 1e-5, (path, error)
         if "EDF" in path or "EFD" in path:
             assert not np.asarray(ours[path])[:2].any()  # of experts without a row
+
+
+def test_sinks_are_applied_as_they_were_trained():
+    """In float32, whatever the base has them in."""
+    model = jax.tree.map(lambda x: x, base("narrow"))
+    path = "layers.1.attention.sinks_N"
+    parameter(model, path).set_value(parameter(model, path)[...].astype(jnp.bfloat16))
+    adapter = dataclasses.replace(ADAPTER, targets=("sinks",))
+    given = {p: v + 1.001 for p, v in lora.begin(model, adapter, 0).items()}
+    after = lora.attach(model, adapter, given)
+    np.testing.assert_array_equal(parameter(after, path)[...], given[path])
+    assert (given[path].astype(jnp.bfloat16).astype(jnp.float32) != given[path]).any()
 
 
 def test_computing_layers_again_changes_no_gradient():
@@ -225,6 +237,23 @@ def test_an_expert_drops_whole_inputs_and_keeps_the_mean():
     np.testing.assert_allclose(many[kept], np.broadcast_to(a / 0.75, many.shape)[kept], rtol=1e-6)
     assert (kept[0] != kept[1]).any()
     assert (kept[0][0] != kept[0][1]).any()  # one expert's are not the other's
+
+
+def test_devices_with_other_experts_drop_others(monkeypatch):
+    """One with other columns of the same expert does not."""
+    model = base("narrow")
+    adapter = Adapter(rank=3, alpha=2.0, dropout=0.25, targets=("down",))
+    adapted = lora.attach(model, adapter, values(model, adapter))
+    split = dataclasses.replace(sharding.current(model.config), experts=("expert",))
+    monkeypatch.setattr(sharding, "current", lambda config: split)
+
+    def kept(on: dict) -> np.ndarray:
+        monkeypatch.setattr(sharding, "place", lambda axes: on.get(axes, 0))
+        weight = lora.with_dropout(adapted, jax.random.key(0)).layers[1].moe.w_down_EFD
+        return np.asarray(weight.get_value().a) != 0
+
+    assert (kept({("expert",): 0}) != kept({("expert",): 1})).any()
+    assert (kept({("tensor",): 0}) == kept({("tensor",): 1})).all()
 
 
 def test_packed_experts_stay_packed():

@@ -255,6 +255,9 @@ def begin(*arguments):
 def test_a_work_directory_of_another_run_is_refused(config, tmp_path):
     begin(tmp_path, config, "cpu")
     assert not list(tmp_path.glob("*.tmp"))
+    config.batch_size *= 2  # the step did not fit the memory: nothing to go on from is lost
+    begin(tmp_path, config, "cpu")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     config.steps = 50
     assert RunDirectory(tmp_path, config, "cpu").changed == ["steps"]
     config.model.num_layers = 3
@@ -293,6 +296,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(run, tmp_path):
 def test_a_run_that_is_refused_leaves_the_other_s_files(config, tmp_path):
     """What a resume finds out late: that the data are others."""
     begin(tmp_path, config, "cpu")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     before = (tmp_path / "config.json").read_bytes()
     config.data.paths = ("others.jsonl",)
     RunDirectory(tmp_path, config, "cpu")
@@ -305,6 +309,7 @@ def test_a_base_that_was_replaced_is_refused(config, tmp_path):
     """Under the same path, with the same config and sizes; a copy of it elsewhere is the same."""
     base, copy, workdir = (tmp_path / name for name in ("base", "copy", "run"))
     config.base, data = str(base), bytearray(range(250)) * 2000
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
     base.mkdir()
     (base / "config.json").write_text("{}")
     (base / "model.safetensors").write_bytes(data)
@@ -335,6 +340,7 @@ def test_a_large_file_s_fingerprint_is_of_some_blocks(tmp_path):
 
 def test_a_damaged_file_of_a_run_is_named(config, tmp_path):
     directory = begin(tmp_path, config, "cpu")
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n{"ste\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: no metrics of a step; remove the line"):
         directory.begin(2)
