@@ -1,4 +1,4 @@
-"""What Orbax's threads print of a failed write: a thousand lines of what is raised as well."""
+"""What Orbax's threads print: of a failed write a thousand lines of what is raised as well."""
 
 import functools
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def keep_short() -> None:
-    """From here on a failed write says what its caller says of it, and nothing else.
+    """From here on a write says what its caller says of it, and nothing else.
 
     Not taken back: what is left of a failed write ends after whoever waited for it.
     """
@@ -18,7 +18,8 @@ def keep_short() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return record.levelno != logging.ERROR or "orbax" not in record.pathname
+    # It warns where a checkpoint waits for the one before, which is how training keeps two apart.
+    return record.levelno not in (logging.WARNING, logging.ERROR) or "orbax" not in record.pathname
 
 
 def _show(before: Callable[[Any], Any], unraisable: Any) -> None:

@@ -69,6 +69,8 @@ def _object(line: bytes, lists: set[str], form: str) -> dict[str, Any]:
     """The line's object, which has these lists."""
     try:
         raw = json.loads(line.decode())
+    except json.JSONDecodeError as error:  # whose text counts lines, too
+        raise UserError(f"not JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})") from None
     if not isinstance(raw, dict) or not all(isinstance(raw.get(name), list) for name in lists):

@@ -234,7 +234,7 @@ def _override(config: Settings, field: str, text: str) -> None:
 
 def _parse(field: str, text: str, kind: type) -> Any:
     if kind is tuple:
-        return tuple(filter(None, text.split(",")))
+        return tuple(filter(None, map(str.strip, text.split(","))))
     if kind is bool and text.lower() in _TRUE + _FALSE:
         return text.lower() in _TRUE
     try:
