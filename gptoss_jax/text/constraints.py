@@ -8,7 +8,6 @@ and makes the masks.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import re
 import threading
@@ -67,6 +66,7 @@ _LIMITS = llguidance.LLParserLimits(max_grammar_size=30_000)
 # Tokens: between two looks for an ending, beyond one when that need not be, of the longest.
 _LOOK_EVERY = 16
 _PLENTY = 256
+_MOST_RESERVED = 8  # of so many parts of all tokens one
 _LONGEST_ENDING = 1024
 _ALONE_SECONDS = 0.002
 _ANY_TEXT = "answer: THOUGHT"
@@ -247,7 +247,10 @@ class Matcher:
         self._ending: list[int] = []
         # An ending is looked for once no more than so many tokens are left.
         self._look_at: int | None = None
-        self._spare: list[int] = []  # tokens beyond an ending, at the last looks
+        # Tokens beyond an ending: at the last look, what went in between two looks, what is kept.
+        self._spare: int | None = None
+        self._lost = 0
+        self._reserve: int | None = None
         self.problem = ""
 
     @property
@@ -268,17 +271,20 @@ class Matcher:
         if self._ending or self.problem or (self._look_at is not None and left > self._look_at):
             return
         ending = self._endings.find(self._matcher, min(left, _LONGEST_ENDING))
+        if self._reserve is None:  # from the beginning: what begins later may call for as much
+            shortest = len(ending) if ending else 0
+            self._reserve = max(_LOOK_EVERY, min(shortest, left // _MOST_RESERVED))
         if ending is None:
-            self._look_at = left - _LOOK_EVERY if self._spare else left // 2
+            self._look_at = left // 2 if self._spare is None else left - _LOOK_EVERY
             return
         spare = left - len(ending)
         if spare > _PLENTY:
-            self._spare, self._look_at = [], left - spare // 2
+            self._spare, self._look_at = None, left - spare // 2
             return
-        # What is begun until the next look may call for as much as between two of the last ones.
-        self._spare = [*self._spare[-8:], spare]
-        lost = max((a - b for a, b in itertools.pairwise(self._spare)), default=0)
-        if spare <= max(lost, _LOOK_EVERY):
+        # What is begun until the next look may call for as much as between two others.
+        self._lost = max(self._lost, (self._spare or spare) - spare)
+        self._spare = spare
+        if spare <= max(self._lost, self._reserve):
             self._ending = ending
         else:
             self._look_at = left - _LOOK_EVERY

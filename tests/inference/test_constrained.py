@@ -1,5 +1,6 @@
 """What nano says under constraints, read by others."""
 
+import itertools
 import json
 from pathlib import Path
 from random import Random
@@ -73,18 +74,22 @@ def test_nano_calls_its_tool_and_no_other(nano):
     rng = Random(3)
     problems = [calculator(rng, "medium") for _ in range(4)]
     asked = []
-    for tool in tools.values():
+    # The other function is none it knows: drawn, it calls that now and then.
+    for tool, temperature, seeds in ((tools["calculator"], 0.0, 1), (tools["lookup"], 1.0, 8)):
         # The prompt shows the calculator whatever may be called.
         constraint = Constraint(tokenizer, None, tools=[tool])
-        for problem in problems:
+        for problem, seed in itertools.product(problems, range(seeds)):
             messages = from_chat(problem.messages, tools=[tools["calculator"]])
             prompt = render_conversation(tokenizer, messages)
-            asked.append(Request(prompt, 200, temperature=0.0, constraint=constraint))
+            request = Request(
+                prompt, 200, temperature=temperature, seed=seed, constraint=constraint
+            )
+            asked.append(request)
     made = list(turns(engine, tokenizer, asked))
     for problem, turn in zip(problems, made[: len(problems)], strict=True):
         assert turn.finish_reason == "tool_calls", turn
         assert called(turn) == ("functions.calculator", {"expression": problem.call})
-    # The other function is none it knows: an answer without a call is allowed, too.
+    # An answer without a call is allowed, too.
     others = [called(turn) for turn in made[len(problems) :] if turn.finish_reason == "tool_calls"]
     assert others
     for name, arguments in others:
