@@ -98,7 +98,7 @@ def test_a_draft_changes_nothing_but_the_pace(checkpoint):
     assert shown["timings"]["guesses_right"] == 1
     refused = on(checkpoint, "--draft", "nano", *flags)
     assert refused.returncode == 1
-    assert "--draft nano: its vocabulary is of 510" in refused.stderr
+    assert "--draft nano: its vocabulary is of 512" in refused.stderr
 
 
 def test_python_gives_the_same_turn(checkpoint):

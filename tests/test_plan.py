@@ -508,7 +508,7 @@ def test_nano_compiled_for_a_slice(tmp_path, monkeypatch):
     assert row["fits"] and row["mesh"] == "expert=4"
     assert row["bytes"]["peak"] < GIB // 4
     assert row["compiled_with"].startswith("jax ")
-    assert row["collectives"]["all-reduce"]["count"] == 2 * 6
+    assert row["collectives"]["all-reduce"]["count"] == 2 * 6 + 1  # one of the embedding
     assert row["decode_bytes"]["compiled"] > row["decode_bytes"]["minimum"]
 
 
