@@ -75,9 +75,9 @@ def test_it_fits_with_two_all_reduces_a_layer(case):
     counts = {kind: found["count"] for kind, found in row["collectives"].items()}
     if row["devices"] == 1:
         assert not counts
-    # A reduce-scatter and an all-gather are one all-reduce. Beside them one of the embedding.
+    # A reduce-scatter and an all-gather are one. Beside them one of the embedding and the logits'.
     halves = max(counts.pop("reduce-scatter", 0), counts.pop("all-gather", 0))
-    assert counts.pop("all-reduce", 0) + halves <= 2 * PRESETS[case[0]].num_layers + 1
+    assert counts.pop("all-reduce", 0) + halves <= 2 * PRESETS[case[0]].num_layers + 2
     assert not counts
 
 
