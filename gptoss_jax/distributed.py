@@ -91,9 +91,11 @@ def is_first(arguments: argparse.Namespace) -> bool:
     _check(*flags)
     if flags[0] is not None:
         return arguments.process_id == 0
+    if not _in_cluster():
+        return True
     numbers = ("SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
-    found = [os.environ[name] for name in numbers if name in os.environ]
-    return not _in_cluster() or found[:1] in ([], ["0"])
+    own = next((os.environ[name] for name in numbers if name in os.environ), "0")
+    return own == "0"
 
 
 def joined() -> bool:
