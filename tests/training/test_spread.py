@@ -53,6 +53,18 @@ def stepped(config, sizes, rows, mesh):
     return compiled(step, state, batch, donate=(0,))(state, batch)
 
 
+def assert_same_step(over, alone, text):
+    """Metrics and gradients of two (state, metrics), one of them over a mesh."""
+    (state, metrics), (expected_state, expected_metrics) = over, alone
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=f"{text} {name}")
+    for path, expected in expected_state.optimizer[1][0].mu.items():
+        got = np.asarray(state.optimizer[1][0].mu[path])
+        # Adam's mean after one step is a tenth of the gradient, clipped.
+        far = np.abs(got - expected).max() / np.ptp(expected)
+        assert far <= 1e-5, (text, path, far)
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_step_is_that_of_one_device(config, tokenizer, sizes):
     source = open_sources(config, tokenizer).train
@@ -61,13 +73,7 @@ def test_a_step_is_that_of_one_device(config, tokenizer, sizes):
     for text in MESHES:
         mesh = sharding.make_mesh(sizes, sharding.parse(text), jax.devices())
         over, its = stepped(config, sizes, rows, mesh)
-        for name, value in metrics.items():
-            np.testing.assert_allclose(its[name], value, rtol=1e-5, err_msg=f"{text} {name}")
-        for path, expected in alone.optimizer[1][0].mu.items():
-            got = np.asarray(over.optimizer[1][0].mu[path])
-            # Adam's mean after one step is a tenth of the gradient, clipped.
-            far = np.abs(got - expected).max() / np.ptp(expected)
-            assert far <= 1e-5, (text, path, far)
+        assert_same_step((over, its), (alone, metrics), text)
         if "fsdp" in text:
             held = over.params["layers.0.attention.w_q_AD"].addressable_shards[0].data.size
             assert held < alone.params["layers.0.attention.w_q_AD"].size
@@ -100,12 +106,7 @@ def test_a_step_of_an_adapter_is_that_of_one_device(config, tokenizer, base_path
     for text in MESHES[2:]:
         mesh = sharding.make_mesh(read_config(base_path), sharding.parse(text), jax.devices())
         over, its = stepped_adapter(config, base_path, rows, mesh)
-        for name, value in metrics.items():
-            np.testing.assert_allclose(its[name], value, rtol=1e-5, err_msg=f"{text} {name}")
-        for path, expected in alone.optimizer[1][0].mu.items():
-            got = np.asarray(over.optimizer[1][0].mu[path])
-            far = np.abs(got - expected).max() / np.ptp(expected)
-            assert far <= 1e-5, (text, path, far)
+        assert_same_step((over, its), (alone, metrics), text)
 
 
 def test_the_default_takes_the_devices_that_rows_and_experts_divide_by(config, sizes):
