@@ -18,10 +18,9 @@ _SHORT, _MIDDLE, _LONG = (2, 12), (13, 38), (45, 176)
 _FAR = (43, 172)
 _LAYOUTS = (
     *("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ", "{} is {}, "),
-    *("{} = {}, ", "{} is {}. "),
+    *("{} = {}, ", "{} is {}. ", "{} has {}, ", "{} has {}. ", "{}: {}; "),
 )
-_HAS = "{} has {}, "
-_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ", _HAS)  # of short lists
+_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ")  # of short lists
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (
     "What is {}?",
@@ -39,6 +38,9 @@ _ASKED = (
     "What is the code for {}?",
     "How old is {}?",
     "Look up {}",
+    "What does {} have?",
+    "How many does {} have?",
+    "What number does {} have?",
 )
 ABSENT = " is not in the list."
 ASKED = " is asked.\n"
@@ -115,7 +117,6 @@ def _recall(
         answer=answer,
         check=_gives_values,
         effort=effort,
-        tough=layout == _HAS,
     )
 
 
