@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from gptoss_jax import strict_json
 from gptoss_jax.errors import UserError
 
 DTYPES = {
@@ -91,18 +92,8 @@ def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{file}: tensor {twice!r} stands twice in the header")
-        return result
-
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except UserError:
-        raise
+        header = strict_json.loads(text)
     except ValueError as error:
         raise UserError(f"{file}: not a safetensors file (header: {error})") from None
     if not isinstance(header, dict):

@@ -1,9 +1,11 @@
 """Lines of a data file as examples: one conversation each, or two to choose between."""
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gptoss_jax import strict_json
 from gptoss_jax.errors import UserError
 from gptoss_jax.text import TextError, Tokenizer
 from gptoss_jax.text.harmony import Message, from_chat, tool_functions
@@ -68,7 +70,9 @@ def example_of(messages: Sequence[Message], config: Settings, tokenizer: Tokeniz
 def _object(line: bytes, lists: set[str], form: str) -> dict[str, Any]:
     """The line's object, which has these lists."""
     try:
-        raw = json.loads(line.decode())
+        raw = strict_json.loads(line)
+        if rb"\ud" in line.lower():  # half a character can be written only so
+            json.dumps(raw, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:  # whose text counts lines, too
         raise UserError(f"not JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:
@@ -90,7 +94,18 @@ def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
     for i, message in enumerate(chat):
         if isinstance(message, dict) and _says_nothing(message):
             raise UserError(f"messages[{i}]: says nothing; give content")
-    return from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
+    messages = from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
+    _check_answered(messages)
+    return messages
+
+
+def _check_answered(messages: Sequence[Message]) -> None:
+    """Refuses a turn of analysis alone: it would teach to end without an answer."""
+    for one, after in itertools.zip_longest(messages, messages[1:]):
+        thinks = one.role == "assistant" and one.channel == "analysis" and one.recipient is None
+        if thinks and (after is None or after.role != "assistant"):
+            shown = one.content[:40]
+            raise UserError(f"analysis {shown!r} without an answer; give content or tool_calls")
 
 
 def _says_nothing(message: dict[str, Any]) -> bool:

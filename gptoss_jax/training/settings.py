@@ -6,6 +6,7 @@ one is an error wherever it stands. Imports no JAX.
 
 import difflib
 import itertools
+import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,6 +144,7 @@ _LEAST = {
     **{"preference.beta": 1e-6},
     **{"optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, "optimizer.final_fraction": 0},
 }
+_LISTED = re.compile(r'Other fields present: ".*}"', re.DOTALL)
 _MOST = {int: 2**31 - 1, float: 3.4e38}  # what the devices' int32 and float32 hold
 
 
@@ -169,9 +171,9 @@ def _from_file(path: Path) -> Settings:
     try:
         config = runpy.run_path(str(path))["get_config"]()
     except Exception as error:  # the file is the user's: whatever it raises is one line
-        # Behind that a ConfigDict lists all that it has.
-        said = str(error).partition("Other fields present")[0]
-        reason = " ".join(said.split())[:300] or type(error).__name__
+        # A ConfigDict lists all that it has before it says which field may have been meant.
+        said = _LISTED.sub("", str(error)).replace("\\n", " ")
+        reason = " ".join(said.split()).strip("' ")[:300] or type(error).__name__
         raise ConfigError(f"--config {path}: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config {path}: get_config() returns no ConfigDict")

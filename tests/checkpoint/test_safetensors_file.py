@@ -84,7 +84,7 @@ BROKEN = {
     "list dtype": (raw({"a": entry([])}, b"12"), "tensor 'a'"),
     "twice": (
         raw(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2), b"12"),
-        "tensor 'a' stands twice",
+        "header: 'a' stands twice",
     ),
 }
 

@@ -140,7 +140,10 @@ def test_layers_are_none_of_the_unembeddings():
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("def get_config():\n    c = defaults()\n    c.stesp = 3\n    return c", "stesp"),
+        (
+            "def get_config():\n    c = defaults()\n    c.stesp = 3\n    return c",
+            'mean "steps" instead',
+        ),
         ("def get_config():\n    c = defaults()\n    c.steps = 'x'\n    return c", "steps"),
         ("def get_config():\n    return {}", "returns no ConfigDict"),
         (

@@ -48,6 +48,20 @@ BAD = {
     GOOD[:-1] + ', "reasoning_effort": "huge"}': "reasoning_effort: 'huge' is none of",
     GOOD[:-1] + ', "current_date": 5}': "current_date: 5 is no string",
     "[" * 100_000: "not JSON",
+    GOOD[:-1] + ', "messages": []}': "not JSON ('messages' stands twice in an object)",
+    GOOD.replace("hello", "\\ud83d"): "surrogates not allowed",
+    json.dumps(
+        {"messages": [USER, {"role": "assistant", "reasoning": "hm"}]}
+    ): "analysis 'hm' without an answer; give content or tool_calls",
+    json.dumps(
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "reasoning": "hm"},
+                *json.loads(GOOD)["messages"],
+            ]
+        }
+    ): "analysis 'hm' without an answer",
 }
 
 
