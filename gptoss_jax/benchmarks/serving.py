@@ -1,7 +1,8 @@
 """The engine under load: users who each send a request when their last one is answered.
 
 Prompts are random tokens, answers as long as was drawn for them: nothing depends on what a model
-says. Every load runs at least twice, and the first run in which nothing is compiled counts.
+says. Every load runs at least twice, and the first run in which nothing is compiled counts. Its
+speed is that until the first user has nothing more to ask: from then on there are fewer users.
 """
 
 import collections
@@ -24,6 +25,7 @@ from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.reading import TurnReader
 from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.runner import Timings
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import Tokenizer
 from gptoss_jax.training.speed import active_parameters, matmul_rate
@@ -77,6 +79,8 @@ class Load:
     Attributes:
       users: requests at a time.
       requests: answered in all.
+      measured_share: of the run, how long every user had a request under way. What follows is of
+        that time, but for the latencies and what was reused: they are of all requests.
       tokens_per_second: generated, of all together.
       first_token_ms: from a request's submission to its first token; median and 95th percentile.
       token_ms: from one token of a request to the next; median and 95th percentile of requests.
@@ -86,11 +90,12 @@ class Load:
       prefill_share: of all the time, what prompts took on the device.
       mask_share: of all the time, what the device waits for masks of constrained requests.
       matmul_share: of the machine's measured rate, counting active weights; prompts included.
-      compile_share: of all the time, what was waited for compilers: 0 unless every run had to.
+      compile_share: of the whole run, what was waited for compilers: 0 unless every run had to.
     """
 
     users: int
     requests: int
+    measured_share: float
     tokens_per_second: float
     first_token_ms: tuple[float, float]
     token_ms: tuple[float, float]
@@ -101,6 +106,30 @@ class Load:
     mask_share: float
     matmul_share: float
     compile_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run of all requests.
+
+    Attributes:
+      sequences: (submission, (first, last token), tokens) of each request, times in seconds.
+      whole: of the run.
+      full: of the time in which every user had a request under way.
+    """
+
+    sequences: list[tuple[float, tuple[float, float], int]]
+    whole: "_Span"
+    full: "_Span"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """Seconds, tokens generated in them, and what the engine counted."""
+
+    seconds: float
+    tokens: int
+    counted: Timings
 
 
 def measure(
@@ -159,42 +188,41 @@ def _load(
     tokenizer: Tokenizer | None,
 ) -> Load:
     engine = Engine(model, [], np.array([], np.int32), max_sequences=users, max_tokens=room)
-    asked, sequences, before, taken = _counted(engine, asked, users, tokenizer)
-    after = engine.timings
-    prompts = sum(len(r.prompt) for r in asked)
-    answers = sum(made for _, _, made in sequences)
-    device = after.prefill_s - before.prefill_s + after.decode_s - before.decode_s
-    firsts = [1e3 * (seen[0] - submitted) for submitted, seen, _ in sequences]
-    between = [1e3 * (seen[1] - seen[0]) / (made - 1) for _, seen, made in sequences if made > 1]
-    rows, calls = after.decode_rows - before.decode_rows, after.calls - before.calls
-    multiplied = 2 * active_parameters(model.config) * (prompts + answers)
+    run = _counted(engine, asked, users, tokenizer)
+    full, counted = run.full, run.full.counted
+    firsts = [1e3 * (seen[0] - submitted) for submitted, seen, _ in run.sequences]
+    between = [
+        1e3 * (seen[1] - seen[0]) / (made - 1) for _, seen, made in run.sequences if made > 1
+    ]
+    multiplied = 2 * active_parameters(model.config) * (counted.prefill_tokens + full.tokens)
+    device = counted.prefill_s + counted.decode_s
     return Load(
         users=users,
         requests=len(asked),
-        tokens_per_second=answers / taken,
+        measured_share=full.seconds / run.whole.seconds,
+        tokens_per_second=full.tokens / full.seconds,
         first_token_ms=_median_and_95(firsts),
         token_ms=_median_and_95(between),
-        occupancy=(after.decode_tokens - before.decode_tokens) / rows,
-        reused=1 - (after.prefill_tokens - before.prefill_tokens) / prompts,
-        host_ms=1e3 * max(0.0, taken - device) / calls,
-        prefill_share=(after.prefill_s - before.prefill_s) / taken,
-        mask_share=(after.mask_s - before.mask_s) / taken,
-        matmul_share=multiplied / taken / machine,
-        compile_share=(after.compile_s - before.compile_s) / taken,
+        occupancy=counted.decode_tokens / max(1, counted.decode_rows),
+        reused=1 - run.whole.counted.prefill_tokens / sum(len(r.prompt) for r in asked),
+        host_ms=1e3 * max(0.0, full.seconds - device) / counted.calls,
+        prefill_share=counted.prefill_s / full.seconds,
+        mask_share=counted.mask_s / full.seconds,
+        matmul_share=multiplied / full.seconds / machine,
+        compile_share=run.whole.counted.compile_s / run.whole.seconds,
     )
 
 
-def _counted(engine: Engine, asked: Sequence[Request], users: int, tokenizer: Tokenizer | None):
-    """The run that counts: (its requests, what came of them, timings before it, its seconds)."""
-    for run in itertools.count(1):
-        before = dataclasses.replace(engine.timings)
-        began = time.perf_counter()
-        sequences = _answer(engine, asked, users, tokenizer)
-        taken = time.perf_counter() - began
-        settled = run > 1 and engine.timings.compile_s - before.compile_s < 0.01 * taken
+def _counted(
+    engine: Engine, asked: Sequence[Request], users: int, tokenizer: Tokenizer | None
+) -> _Run:
+    """The run that counts."""
+    for number in itertools.count(1):
+        run = _answer(engine, asked, users, tokenizer)
+        settled = number > 1 and run.whole.counted.compile_s < 0.01 * run.whole.seconds
         (settled,) = distributed.same([settled])  # processes' clocks differ
-        if settled or run == _MOST_RUNS:
-            return asked, sequences, before, taken
+        if settled or number == _MOST_RUNS:
+            return run
         # Others than before, so that none is cached; what they share, they still do.
         size = engine.model.config.vocab_size
         asked = [
@@ -205,15 +233,18 @@ def _counted(engine: Engine, asked: Sequence[Request], users: int, tokenizer: To
 
 def _answer(
     engine: Engine, asked: Sequence[Request], users: int, tokenizer: Tokenizer | None = None
-):
-    """(submission, (first, last token), tokens) of each request, times in seconds."""
+) -> _Run:
     waiting, submitted, seen = list(asked), {}, {}
     readers: dict[Any, TurnReader] = {}
     read: collections.Counter = collections.Counter()
+    before, began, full = dataclasses.replace(engine.timings), time.perf_counter(), None
 
     def submit() -> None:
-        if waiting:
-            submitted[engine.submit(waiting.pop())] = time.perf_counter()
+        submitted[engine.submit(waiting.pop())] = time.perf_counter()
+
+    def span() -> _Span:
+        tokens = sum(len(one.generated) for one in submitted)
+        return _Span(time.perf_counter() - began, tokens, engine.timings - before)
 
     for _ in range(users):
         submit()
@@ -228,9 +259,14 @@ def _answer(
                 for token in sequence.generated[read[sequence] :]:
                     readers[sequence].push(token)
                     read[sequence] += 1
-            if sequence.ended:
+        for _ in filter(lambda sequence: sequence.ended, fresh):
+            if waiting:
                 submit()
-    return [(at, seen[one], len(one.generated)) for one, at in submitted.items()]
+            else:
+                full = full or span()
+    sequences = [(at, seen[one], len(one.generated)) for one, at in submitted.items()]
+    whole = span()
+    return _Run(sequences, whole, full or whole)
 
 
 def _median_and_95(values: Sequence[float]) -> tuple[float, float]:

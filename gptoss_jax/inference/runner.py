@@ -63,6 +63,11 @@ class Timings:
     guessed_tokens: int = 0
     right_tokens: int = 0
 
+    def __sub__(self, earlier: "Timings") -> "Timings":
+        """What was counted since."""
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(earlier), strict=True)
+        return Timings(*(now - then for now, then in both))
+
     @property
     def prefill_tokens_per_second(self) -> float:
         """Prompt tokens a second, 0 before any."""

@@ -32,6 +32,7 @@ def test_it_reports_a_load(capsys, tmp_path):
     (load,) = result["loads"]
     assert (load["users"], load["requests"]) == (2, 4)
     assert load["tokens_per_second"] > 0
+    assert 0 < load["measured_share"] < 1
     assert 0.5 <= load["occupancy"] <= 1
     assert 0 < load["prefill_share"] < 1
     assert load["reused"] == 0
