@@ -11,9 +11,9 @@ Counted instruction by instruction over the text the compiler ends with:
   all tiles of an expert anew; its other operands, which caches hold, once, and all its results;
 - loops and branches count as `walk.Walk` has it.
 
-By hand, for the loop in `tests/test_plan.py`: each of three trips reads one row of a table
-u8[8,100] (100 bytes), and a fusion writes 400 and a reduction reads 400 bytes of f32[100] and
-writes 4: 3 * (100 + 400 + 400 + 4) = 2,712.
+By hand, for the loop in `tests/planning/test_program_text.py`: each of three trips reads one row
+of a table u8[8,100] (100 bytes), and a fusion writes 400 and a reduction reads 400 bytes of
+f32[100] and writes 4: 3 * (100 + 400 + 400 + 4) = 2,712.
 """
 
 import math

@@ -1,6 +1,7 @@
 import pytest
+from peft_cases import base
 
-from gptoss_jax.checkpoint import write_synthetic
+from gptoss_jax.checkpoint import save_model, write_synthetic
 from gptoss_jax.model.config import Config
 
 # Every dimension differs from the others.
@@ -29,3 +30,10 @@ def published(tmp_path_factory):
     directory = tmp_path_factory.mktemp("published") / "hf"
     write_synthetic(SMALL, directory)
     return directory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """The small base of adapters, packed, in the published layout."""
+    save_model(base(), "hf", tmp_path / "base", progress=False)
+    return tmp_path / "base"
