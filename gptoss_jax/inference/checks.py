@@ -1,6 +1,7 @@
 """What a request may ask of sampling."""
 
 import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def check_sampling(request: Request, vocab_size: int) -> None:
     _check_types(request)
     if request.max_tokens < 1:
         raise UserError(f"max_tokens is {request.max_tokens}; it must be at least 1")
-    if not 0 <= request.temperature < float("inf"):
+    if not 0 <= request.temperature <= sys.float_info.max:
         raise UserError(f"temperature is {request.temperature}; it must be 0 (greedy) or more")
     if not 0 < request.top_p <= 1:
         raise UserError(f"top_p is {request.top_p}; it must be above 0 and at most 1")

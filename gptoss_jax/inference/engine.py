@@ -285,6 +285,10 @@ class Engine:
                         new = sequence.generated[seen[sequence] :]
                         seen[sequence] += len(new)
                         yield number[sequence], new
+            # What came while somebody else had the engine step.
+            for sequence, index in number.items():
+                if new := sequence.generated[seen[sequence] :]:
+                    yield index, new
         finally:
             for sequence in number:
                 self.cancel(sequence)

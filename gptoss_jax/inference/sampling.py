@@ -10,7 +10,8 @@ import numpy as np
 
 from gptoss_jax.inference.requests import Request
 
-_HOTTEST = float(np.finfo(np.float32).max)
+# Of float32; what is colder than its least normal number is greedy.
+_COLDEST, _HOTTEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 @jax.tree_util.register_dataclass
@@ -46,8 +47,10 @@ class Sampling:
             values = [none if r is None else getattr(r, name) for r in requests]
             return np.asarray(values, dtype)
 
+        temperature_B = np.minimum(column("temperature", np.float64, 0.0), _HOTTEST)
+        temperature_B[temperature_B < _COLDEST] = 0
         return Sampling(
-            np.minimum(column("temperature", np.float64, 0.0), _HOTTEST).astype(np.float32),  # pyright: ignore[reportArgumentType]
+            temperature_B.astype(np.float32),  # pyright: ignore[reportArgumentType]
             column("top_p", np.float32, 1.0),  # pyright: ignore[reportArgumentType]
             column("top_k", np.int32, 0),  # pyright: ignore[reportArgumentType]
             column("min_p", np.float32, 0.0),  # pyright: ignore[reportArgumentType]
@@ -70,11 +73,14 @@ def sample(
       position_B: the position each sampled token will have.
       banned_BV: bool, ids that must not be chosen; or [1, V], the same for every row.
     """
-    greedy_B = jnp.argmax(jnp.where(banned_BV, -jnp.inf, logits_BV), axis=-1)
+    allowed_BV = jnp.where(banned_BV, -jnp.inf, logits_BV)
+    greedy_B = jnp.argmax(allowed_BV, axis=-1)
     greedy = sampling.temperature_B == 0
 
     def drawn() -> jax.Array:
-        scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
+        # Below the best score none overflows upwards, however low the temperature.
+        below_BV = logits_BV - allowed_BV.max(axis=-1, keepdims=True)
+        scaled_BV = below_BV / jnp.where(greedy, 1.0, sampling.temperature_B)[:, None]
         # After the division: minus infinity over a huge temperature is not a number.
         scaled_BV = jnp.where(banned_BV, -jnp.inf, scaled_BV)
         # Without any filter a sort of the vocabulary is saved.

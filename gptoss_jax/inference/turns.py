@@ -71,6 +71,7 @@ def _in_order(
                 if fresh in under_way and under_way[fresh].take(fresh):
                     engine.cancel(fresh)
         one = under_way.pop(sequence)
+        one.take(sequence)  # what came while somebody else had the engine step
         turn = _turn(tokenizer, one.tokens, one.reader, sequence.cut_short)
         if sequence.request.logprobs is not None:
             told = sequence.logprobs[: len(one.tokens)]

@@ -9,6 +9,7 @@ import pytest
 from small import CONFIG, answers, engine_of, full_logits, prompt
 
 import gptoss_jax
+from gptoss_jax.benchmarks.alone import Alone
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.completion import render_chat
 from gptoss_jax.inference.engine import Engine, engine_for
@@ -150,11 +151,25 @@ def test_many_requests_are_answered_as_each_alone(small_pages, model, one, seque
     together = answers(engine, asked)
     alone = answers(one, asked)
     assert engine.held_pages == 0 and not engine.busy
-    differing = [i for i in range(len(asked)) if together[i] != alone[i]]
-    # Of other shapes scores differ by rounding, which may turn a token; of 40 requests, few.
-    assert len(differing) <= 1, differing
+    # Of other shapes scores differ by rounding, which may turn a token whose score is that near.
+    rounded = Alone(np.zeros(model.config.vocab_size, bool), [(model.config.max_context, 30)])
+    for number, request in enumerate(asked):
+        if together[number] != alone[number]:
+            found = rounded.check(model, request, together[number])
+            print(f"request {number}: {found.tied} of {found.tokens} tokens as near as rounding")
+            assert found.wrong is None and found.tied
     for request, made in zip(asked, together, strict=True):
         assert request.temperature or check_like_full(model, request, made)
+
+
+def test_nothing_is_lost_to_others_who_have_the_engine_step(model):
+    engine, (first, second) = engine_of(model), random_requests(2, seed=3)
+    expected = answers(engine_of(model), [first, second])
+    running, made = engine.run([first, second]), [[], []]
+    for number, tokens in running:
+        made[number] += tokens
+        engine.step()
+    assert made == expected
 
 
 def test_a_second_turn_computes_what_is_new(small_pages, model, one):

@@ -132,6 +132,16 @@ def test_min_p_is_relative_to_the_likeliest():
     assert set(drawn(row, same(3000, min_p=0.3)).tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-38, 1e-39, 1e-300])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}])
+def test_the_colder_the_greedier(temperature, filters):
+    rows = 30 * logits(50, seed=4)
+    banned = jnp.arange(V) == int(jnp.argmax(rows[0]))
+    ids = draw(rows, same(50, temperature=temperature, **filters), jnp.arange(50), banned[None])
+    expected = jnp.argmax(jnp.where(banned[None], -jnp.inf, rows), axis=-1)
+    np.testing.assert_array_equal(ids, expected)
+
+
 @pytest.mark.parametrize("temperature", [1e30, 1e38, 1e300])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 5}])
 def test_no_temperature_makes_a_banned_id_likely(temperature, filters):
