@@ -195,7 +195,9 @@ def _check_satisfiable(tokenizer: llguidance.LLTokenizer, answer: str) -> None:
     """Refuses what cannot be compiled, and what no text begins to follow."""
     alone = _compiled(tokenizer, f"start: answer\n{answer}")
     if not alone.is_error():
-        alone.compute_bitmask()
+        allowed = np.frombuffer(alone.compute_bitmask(), np.uint8)
+        if not alone.is_error():  # some are too large only once they are begun
+            alone.consume_token(int(np.unpackbits(allowed, bitorder="little").argmax()))
     if "NoExtension" in alone.get_error():
         raise GrammarError("no answer can follow it")
     if alone.is_error():

@@ -1,12 +1,14 @@
 """A short legal end of a constrained answer that runs out of tokens.
 
 A walk through the masks that takes, wherever it may, what closes strings, arrays, objects and
-elements, and the smallest values. It is legal because the masks are. It need not be the shortest
-there is, and for some grammars the walk finds none.
+elements, and the smallest values. Where that goes round in circles, others leave it at times for
+anything else. An ending is legal because the masks are. It need not be the shortest there is, and
+for some grammars none is found.
 """
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import llguidance
@@ -25,6 +27,8 @@ _BETWEEN = (
     *(b"final", b"}", b"]", b"</", b"/>", b"/", b"<", b'"', b">", b",", b":"),
     *(b"0", b"1", b"null", b"false", b"true", b"n", b"f", b"[", b"{"),
 )
+# Walks that stray, how often they do, and how far they go.
+_WALKS, _STRAYS, _STRAYING = 3, 0.3, 256
 
 
 class Endings:
@@ -37,12 +41,22 @@ class Endings:
         pieces = [tokenizer.token_bytes(i) or b"" for i in range(tokenizer.vocab_size)]
         # Between XML's tags no > stands as it is.
         self._angles = [pieces.index(piece) for piece in (b"<", b">")]
+        self._kind_V = np.asarray([_kind(piece) for piece in pieces], np.int16)
         self._string_V = _order(tokenizer, pieces, _IN_STRING)
         self._element_V = _order(tokenizer, pieces, _IN_ELEMENT)
         self._between_V = _order(tokenizer, pieces, _BETWEEN)
 
     def find(self, matcher: llguidance.LLMatcher, most: int) -> list[int] | None:
         """Tokens from where a matcher is to the end of the turn; None if `most` are not enough."""
+        found = self._walk(matcher, most, None)
+        if found is None and not matcher.is_error():
+            walks = (self._walk(matcher, min(most, _STRAYING), Random(n)) for n in range(_WALKS))
+            found = next((walk for walk in walks if walk is not None), None)
+        return found
+
+    def _walk(
+        self, matcher: llguidance.LLMatcher, most: int, strays: Random | None
+    ) -> list[int] | None:
         matcher = matcher.deep_copy()
         words_1W = np.zeros((1, self._words), np.int32)
         found: list[int] = []
@@ -53,7 +67,12 @@ class Endings:
             bits = np.unpackbits(words_1W.view(np.uint8)[0], bitorder="little")
             allowed_V = bits[: len(self._between_V)].astype(bool)
             stop = next((i for i in self._stops if allowed_V[i]), None)
-            found.append(self._next(allowed_V) if stop is None else stop)
+            if stop is not None:
+                found.append(stop)
+            elif strays is not None and strays.random() < _STRAYS:
+                found.append(self._any(allowed_V, strays))
+            else:
+                found.append(self._next(allowed_V))
             if stop is not None:
                 return found
             matcher.consume_token(found[-1])
@@ -67,6 +86,19 @@ class Endings:
             less, greater = allowed_V[self._angles]
             order_V = self._element_V if less and not greater else self._string_V
         return int(order_V[allowed_V[order_V].argmax()])
+
+    def _any(self, allowed_V: np.ndarray, strays: Random) -> int:
+        """A token of a kind that may come: a sign of its own is as likely as all letters."""
+        kinds = np.unique(self._kind_V[allowed_V]).tolist()
+        (chosen,) = np.nonzero(allowed_V & (self._kind_V == strays.choice(kinds)))
+        return int(strays.choice(chosen.tolist()))
+
+
+def _kind(piece: bytes) -> int:
+    """Letters, digits and blanks are one each, any other byte that a token begins with another."""
+    first = piece[:1]
+    groups = (first.isalpha() or first >= b"\x80", first.isdigit(), not first.strip())
+    return next((group for group, is_in in enumerate(groups) if is_in), 3 + ord(first or b"\0"))
 
 
 def _order(tokenizer: Tokenizer, pieces: Sequence[bytes], first: Sequence[bytes]) -> np.ndarray:

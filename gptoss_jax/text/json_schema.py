@@ -15,6 +15,8 @@ _FORMATS = frozenset(
 )
 # Blanks have an end: a model that is free to write them may never come to one.
 _BLANKS = r"\n[ \t]{0,32}| "
+# Written as \u0061 the name "a" would be one that no property has. What is escaped otherwise stays.
+_ESCAPES = 'nrbtf\\"'
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SINGLE = (
@@ -42,7 +44,8 @@ def prepared(schema: Any, *, separate: bool = False) -> Any:
     if isinstance(changed, dict):
         given = changed.get("x-guidance")
         own = given if isinstance(given, dict) else {}
-        changed = {**changed, "x-guidance": {"whitespace_pattern": _BLANKS, **own}}
+        ours = {"whitespace_pattern": _BLANKS, "json_allowed_escapes": _ESCAPES}
+        changed = {**changed, "x-guidance": {**ours, **own}}
     return changed
 
 

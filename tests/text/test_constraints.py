@@ -65,6 +65,19 @@ def test_turns_that_do_not(tokenizer, turn, refused):
     assert found == refused or (refused and found and found in refused)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "integer"}}},
+        {"type": "object", "patternProperties": {"^a$": {"type": "integer"}}},
+    ],
+)
+def test_a_name_is_not_spelled_otherwise_to_escape_its_schema(tokenizer, schema):
+    constraint = Constraint(tokenizer, constraints.json_schema(schema), raw=True)
+    assert first_refused(tokenizer, constraint, '{"a": 1, "b": "\\n"}') is None
+    assert first_refused(tokenizer, constraint, '{"\\u0061": "x"}') is not None
+
+
 def test_after_the_answer_only_the_end_may_come(tokenizer):
     matcher = Constraint(tokenizer, constraints.regex("[0-9]{2}")).matcher()
     for token in ids_of(tokenizer, FINAL + "42"):

@@ -68,6 +68,26 @@ def test_xml_ends_in_time(tokenizer, seed):
     xmlschema.XMLSchema(ORDER).validate(HarmonyParser(tokenizer).parse(ids)[-1].content)
 
 
+_REPEATED = """<xs:schema xmlns:xs="http://www.w3.org/2001/XMLSchema"><xs:element name="r">
+<xs:complexType><xs:sequence><xs:element name="a" type="xs:string" maxOccurs="unbounded"/>
+<xs:element name="d" type="xs:date"/></xs:sequence></xs:complexType></xs:element></xs:schema>"""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        constraints.xml(_REPEATED),
+        constraints.regex("[a-z]{5,}!"),
+        constraints.lark('start: "(" start ")" | "x"'),
+    ],
+    ids=["xml", "regex", "lark"],
+)
+def test_what_may_go_on_and_on_ends_in_time(tokenizer, answer):
+    """What closes nothing, or opens one more, may come again and again."""
+    for seed in range(4):
+        assert hurried_turn(tokenizer, answer, seed, 300)[-1] in tokenizer.stop_ids
+
+
 def test_nothing_changes_while_there_is_time(tokenizer):
     constraint = Constraint(tokenizer, constraints.json_schema(SCHEMA))
     told, untold = constraint.matcher(), constraint.matcher()

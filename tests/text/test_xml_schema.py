@@ -88,6 +88,8 @@ def test_walks_through_each_type_are_valid(tokenizer, base):
         ("string", r'<xs:pattern value="[A-Z]{2}\d+(-[^&amp;x]{1,3}[b-y-[d-w]])?/\w"/>'),
         ("string", '<xs:pattern value="[^&lt;]*"/><xs:length value="4"/>'),
         ("NMTOKEN", r'<xs:pattern value="\i\c+"/><xs:pattern value="[\d:]"/>'),
+        ("string", r'<xs:pattern value="[^\d]{1,3}|[^\w ]{2}|[^\s]"/>'),
+        ("string", r'<xs:pattern value="[\S-[\d]]{1,4}|[\p{L}-[\w]]?|[\w-[^a-f]]{2}"/>'),
         ("decimal", '<xs:minInclusive value="-12.5"/><xs:maxExclusive value="3.25"/>'),
         ("decimal", '<xs:totalDigits value="5"/><xs:fractionDigits value="2"/>'),
         ("int", '<xs:minInclusive value="97"/><xs:maxInclusive value="1203"/>'),
@@ -152,6 +154,37 @@ _WHOLE = (
     'date="2024-02-29">{0}' + _ADDRESS + "{0}<prepaid>false</prepaid>{0}"
     '<comment>a &lt; "b" — ç</comment>{0}' + _ITEM + "{0}" + _ITEM + "{0}</order>"
 )
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"[^\d]", r"[^\w]", r"[\S-[\d]]", r"[\p{L}-[\w]]", r"[\S-[\d-[5]]]"]
+)
+def test_what_a_pattern_takes_away_is_away_in_all_scripts(tokenizer, pattern):
+    constraint = Constraint(
+        tokenizer, constraints.xml(of_type("string", f'<xs:pattern value="{pattern}"/>')), raw=True
+    )
+    for wrong in ("\u0663", "\u00e9" if "w" in pattern else "7"):
+        assert first_refused(tokenizer, constraint, f"<r><e>{wrong}</e></r>") is not None
+
+
+def test_a_type_keeps_the_lengths_of_the_one_it_is_of(tokenizer):
+    text = schema(
+        """<xs:element name="r" type="v"/>
+        <xs:simpleType name="v"><xs:restriction base="u"><xs:maxLength value="9"/></xs:restriction>
+        </xs:simpleType><xs:simpleType name="u"><xs:restriction base="xs:string">
+        <xs:length value="5"/></xs:restriction></xs:simpleType>"""
+    )
+    constraint = Constraint(tokenizer, constraints.xml(text), raw=True)
+    assert first_refused(tokenizer, constraint, "<r>abcde</r>") is None
+    assert first_refused(tokenizer, constraint, "<r>abcdefg</r>") is not None
+
+
+@pytest.mark.parametrize("nothing", ["<xs:sequence/>", '<xs:choice minOccurs="0" maxOccurs="0"/>'])
+def test_nothing_is_not_a_line_break(tokenizer, nothing):
+    text = schema(_R.format("", f"<xs:complexType>{nothing}</xs:complexType>"))
+    constraint = Constraint(tokenizer, constraints.xml(text), raw=True)
+    assert first_refused(tokenizer, constraint, "<r></r>") is None
+    assert first_refused(tokenizer, constraint, "<r>\n</r>") is not None
 
 
 @pytest.mark.parametrize("between", ["", "\n", "\n\t\t"])
@@ -246,6 +279,23 @@ _DEEP = "<xs:sequence>" * 200 + "</xs:sequence>" * 200
         (of_type("string", '<xs:pattern value="(?=a)"/>'), r"\(\? is not supported"),
         (of_type("string", '<xs:pattern value="a&amp;b"/>'), "& outside"),
         (of_type("string", '<xs:pattern value="[^a-z-[x]]"/>'), "is not supported in a pattern"),
+        (of_type("string", r'<xs:pattern value="[^\i]"/>'), "in what is taken away"),
+        (
+            schema(_R.format("", "<xs:complexType><xs:sequence/><xs:all/></xs:complexType>")),
+            "xs:all after xs:sequence",
+        ),
+        (schema(_R.format("", _EMPTY) * 2), 'xs:element "r": it is declared twice'),
+        (
+            schema(
+                _R.format(
+                    "",
+                    '<xs:complexType><xs:attribute name="a" type="xs:int"/>'
+                    '<xs:attribute name="a" type="xs:int"/></xs:complexType>',
+                )
+            ),
+            'xs:attribute "a": it is declared twice',
+        ),
+        (schema(_R.format("", _EMPTY).replace('"r"', '"1r"')), "begins with a letter"),
         (
             schema(
                 _R.format(' type="v"', "")

@@ -31,7 +31,7 @@ def first_refused(tokenizer, constraint: Constraint, text: str) -> str | None:
     matcher = constraint.matcher()
     for token in ids_of(tokenizer, text):
         if not allowed(matcher, tokenizer)[token]:
-            return (tokenizer.token_bytes(token) or b"").decode()
+            return (tokenizer.token_bytes(token) or b"").decode(errors="replace")
         matcher.accept(token)
         assert not matcher.problem
     return None

@@ -50,6 +50,7 @@ class _Compiler:
         # Local elements have no namespace then, so the global ones need a prefix.
         self._prefix = "n:" if self._namespace and not qualified else ""
         self._globals = {(c.tag, c.get("name", "")): c for c in children(self._schema)}
+        _check_once(self._schema, "element", "complexType", "simpleType")
         self._rules: list[str] = []
         self._named: dict[object, str] = {}
         # Bodies still to be written: a chain of types is as long as the schema.
@@ -100,7 +101,7 @@ class _Compiler:
     def _fixed(self, node: Element, kind: Simple | Element) -> Simple:
         if isinstance(kind, Element):
             raise GrammarError(f"{shown(node)}: fixed is not supported for a complex type")
-        return Simple(kind.kind, values=(node.get("fixed", ""),))
+        return simple.fixed(kind, node.get("fixed", ""))
 
     def _type(self, node: Element) -> Simple | Element:
         """Of an element or attribute: a simple type, or the `xs:complexType`."""
@@ -162,9 +163,12 @@ class _Compiler:
             if isinstance(base, Element):
                 raise GrammarError(f"{shown(node)}: extension of {shown(base)} is not supported")
             return attributes, self._terminal(base, attribute=False)
-        if not parts or not is_a(parts[0], *_GROUPS):
+        groups = [part for part in parts if is_a(part, *_GROUPS)]
+        if groups[1:]:
+            raise GrammarError(f"{shown(node)}: {shown(groups[1])} after {shown(groups[0])}")
+        if not groups or _is_empty(groups[0]):
             return attributes, ""
-        return attributes, self._rule(node, "c", lambda: f"WS? {self._particle(parts[0])}")
+        return attributes, self._rule(node, "c", lambda: f"WS? {self._particle(groups[0])}")
 
     def _extension(self, node: Element) -> Element:
         allow(node, (), ("extension",))
@@ -174,6 +178,7 @@ class _Compiler:
         raise GrammarError("xs:simpleContent: give an xs:extension")
 
     def _attributes(self, node: Element) -> str:
+        _check_once(node, "attribute")
         parts = [""]
         for attribute in children(node):
             if not is_a(attribute, "attribute"):
@@ -269,8 +274,12 @@ class _Compiler:
 
     def _name(self, node: Element) -> str:
         name = node.get("name", "")
-        if not name or not all(c.isalnum() or c in "_-." for c in name):
-            raise GrammarError(f"{shown(node)}: it needs a name of letters, digits and _ - .")
+        begins = name[:1].isalpha() or name[:1] == "_"
+        if not begins or not all(c.isalnum() or c in "_-." for c in name):
+            raise GrammarError(
+                f"{shown(node)}: it needs a name of letters, digits and _ - . that begins with a "
+                "letter or _"
+            )
         return name
 
     def _namespace_of(self, name: str) -> str:
@@ -290,6 +299,23 @@ def _may_be_empty(node: Element) -> bool:
     parts = [child for child in children(node) if not is_a(child, "attribute")]
     empty = [part.get("minOccurs") == "0" or _may_be_empty(part) for part in parts]
     return any(empty) if is_a(node, "choice") else all(empty)
+
+
+def _is_empty(node: Element) -> bool:
+    """Whether nothing can ever be in a group, not even blanks."""
+    if node.get("maxOccurs") == "0":
+        return True
+    return is_a(node, *_GROUPS) and all(map(_is_empty, children(node)))
+
+
+def _check_once(node: Element, *kinds: str) -> None:
+    """Refuses two declarations of one name."""
+    seen = set()
+    for child in children(node):
+        if is_a(child, *kinds):
+            if (child.tag, child.get("name")) in seen:
+                raise GrammarError(f"{shown(child)}: it is declared twice")
+            seen.add((child.tag, child.get("name")))
 
 
 def _quoted(text: str) -> str:

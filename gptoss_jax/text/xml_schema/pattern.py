@@ -1,7 +1,7 @@
 """Patterns of XML Schema as regular expressions in Rust's syntax, or a part of what they match.
 
-Where the two know different characters under one name (digits, words) the narrower set is taken, so
-that both match what comes of it.
+Where the two know different characters under one name (digits, words) the narrower set is taken,
+and the wider one of what may not be, so that both match what comes of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ _TOKEN = re.compile(r"\\[pP]\{[^}]*\}|\\.|-\[|[\s\S]")
 _NEGATED_LESS = re.compile(r"\[\^(?:\\.|[^\]\\])*-\[")
 _ONE = {"d": "0-9", "w": "A-Za-z0-9", "s": " ", "i": "A-Za-z_:", "c": "A-Za-z0-9._:-"}
 _NOT = {"D": r"\P{Nd}", "W": r"\p{P}\p{Z}\p{C}", "S": r"\x{21}-\x{10FFFF}"}
+# Of what is taken away: all of them. XML's own names have too many letters to be listed.
+_ALL = {"d": r"\p{Nd}", "w": r"\p{L}\p{M}\p{N}\p{S}", "s": r" \t\n\r"}
 _LITERAL = set("nrt\\|.?*+(){}-[]^")
 _UNSUPPORTED = "is not supported in a pattern"
 
@@ -27,15 +29,20 @@ def translate(pattern: str) -> str:
     if _NEGATED_LESS.search(pattern):
         # Rust would negate what is left after the subtraction.
         raise GrammarError(f"pattern {pattern!r}: [^...-[...]] {_UNSUPPORTED}")
-    out, depth, before = [], 0, ""
+    out, before = [], ""
+    taken: list[bool] = []  # of each class that is open: whether what is in it is taken away
     for token in _TOKEN.findall(pattern):
-        if depth == 0 and (before, token) == ("(", "?"):
+        if not taken and (before, token) == ("(", "?"):
             raise GrammarError(f"pattern {pattern!r}: (? {_UNSUPPORTED}")
-        out.append(_class_part(token, before) if depth else _part(token, pattern))
-        depth += token in ("[", "-[")
-        depth -= depth > 0 and token == "]"
+        out.append(_class_part(token, before, taken[-1]) if taken else _part(token, pattern))
+        if token in ("[", "-["):
+            taken.append(bool(taken) and not taken[-1])
+        elif token == "^" and before in ("[", "-[") and taken:
+            taken[-1] = not taken[-1]
+        elif token == "]" and taken:
+            taken.pop()
         before = token
-    if depth:
+    if taken:
         raise GrammarError(f"pattern {pattern!r}: a [ is not closed")
     return "".join(out)
 
@@ -52,11 +59,15 @@ def _part(token: str, pattern: str) -> str:
     return f"[{inside}]" if named else inside
 
 
-def _class_part(token: str, before: str) -> str:
+def _class_part(token: str, before: str, taken: bool) -> str:
     if token == "-[":
         return "--["
     if token == "^" and before in ("[", "-["):
         return token
+    if taken and token[0] == "\\" and token[1:] in _ONE:
+        if token[1:] not in _ALL:
+            raise GrammarError(f"{token} in what is taken away {_UNSUPPORTED}")
+        return _ALL[token[1:]]
     return "\\" + token if token in "[&~^/" else _escape(token)
 
 

@@ -176,6 +176,11 @@ def restrict(base: Simple, node: Element) -> Simple:
     return base if base.values is None else dataclasses.replace(base, values=_fitting(base, node))
 
 
+def fixed(kind: Simple, value: str) -> Simple:
+    """A type of one value, which must be of it."""
+    return dataclasses.replace(kind, values=_enumerated(kind, [value]))
+
+
 def _narrowed(base: Simple, facet: Element) -> Simple:
     name = facet.tag.partition("}")[2]
     if name == "whiteSpace":
@@ -184,8 +189,10 @@ def _narrowed(base: Simple, facet: Element) -> Simple:
         raise GrammarError(f"the facet {shown(facet)} is not supported for its type")
     if "ength" in name:
         count = whole_number(facet, "value", "")
-        least = count if name in ("length", "minLength") else base.least
-        most = count if name in ("length", "maxLength") else base.most
+        least = max(base.least, count) if name in ("length", "minLength") else base.least
+        most = base.most
+        if name in ("length", "maxLength"):
+            most = count if most is None else min(most, count)
         return dataclasses.replace(base, least=least, most=most)
     if name == "totalDigits":
         form = rf"-?(?:[0-9]\.?){{1,{whole_number(facet, 'value', '')}}}"
