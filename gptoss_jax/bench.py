@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--constrained", action="store_true", help="answers are JSON of a schema")
     serve.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32")
     serve.add_argument("--json", action="store_true", help="one JSON object")
-    serve.add_argument("--plot", metavar="FILE", type=Path, help="write a picture")
+    serve.add_argument("--plot", metavar="FILE.png", type=Path, help="write a picture")
     cli.add_parallelism(serve)
     schemas = benchmarks.add_parser(
         "schemas",
@@ -162,6 +162,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             f"long, together with what is shared {longest} tokens, and the context ends at "
             f"{sizes.max_context}"
         )
+    cli.check_picture(arguments.plot)
     mesh = choose_mesh(sizes, arguments.mesh, math.gcd(*arguments.users))
     model, tokenizer = load(checkpoint, dtype=arguments.dtype, mesh=mesh)
     constraint = None

@@ -17,6 +17,7 @@ from gptoss_jax.answer import answer
 from gptoss_jax.constraint_flags import add_constraints, constraint_of
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.text.errors import TextError
+from gptoss_jax.text.harmony import from_chat
 from gptoss_jax.tools.loop import ToolLoop, to_chat
 from gptoss_jax.tools.tool import Toolbox
 
@@ -148,15 +149,25 @@ class Conversation:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{file}: is not what /save writes") from None
         kinds = isinstance(system, str | None) and effort in _EFFORTS
-        if not kinds or not isinstance(messages, list):
+        if not kinds or not isinstance(messages, list) or not _can_be_rendered(messages):
             raise UserError(f"{file}: is not what /save writes")
         self.system, self.effort, self.messages = system, effort, messages
         return f"loaded {len(messages)} messages"
 
 
+def _can_be_rendered(messages: list[Any]) -> bool:
+    try:
+        from_chat(messages)
+    except TextError:
+        return False
+    return True
+
+
 def _file(name: str) -> Path:
     if not name:
         raise UserError("name a file")
+    if "\0" in name:
+        raise UserError("a file's name has no zero byte")
     try:
         return Path(name).expanduser()
     except RuntimeError as error:  # a user that is not known

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from gptoss_jax import distributed
@@ -91,13 +92,23 @@ def number(kind: type[int] | type[float], least: float, most: float | None = Non
 
     def parse(text: str) -> int | float:
         value = kind(text)
-        if not (math.isfinite(value) and least <= value <= (value if most is None else most)):
+        # Compared, because whole numbers may be larger than any float.
+        finite = -math.inf < value < math.inf
+        if not (finite and least <= value <= (value if most is None else most)):
             span = f"at least {least:g}" if most is None else f"in {least:g}..{most:g}"
             raise argparse.ArgumentTypeError(f"{text} must be {span}")
         return value
 
     parse.__name__ = kind.__name__  # argparse's "invalid int value"
     return parse
+
+
+def check_picture(file: Path | None) -> None:
+    """Raises a UsageError if a picture cannot be written there; None: none is wanted."""
+    if file is not None and file.suffix != ".png":
+        raise UsageError(f"--plot {file}: give a file that ends with .png")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UsageError(f"--plot {file}: no such directory")
 
 
 def dimmed(text: str, stream: TextIO) -> str:

@@ -101,10 +101,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--batch max goes with --topology")
     if arguments.mesh and not arguments.topology:
         raise UsageError("--mesh goes with --topology: a table chooses for each slice")
-    if arguments.plot and arguments.plot.suffix != ".png":
-        raise UsageError(f"--plot {arguments.plot}: give a file that ends with .png")
-    if arguments.plot and not arguments.plot.absolute().parent.is_dir():
-        raise UsageError(f"--plot {arguments.plot}: no such directory")
+    cli.check_picture(arguments.plot)
 
 
 def _job(arguments: argparse.Namespace) -> "Job":

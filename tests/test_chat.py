@@ -53,6 +53,8 @@ def test_commands_change_what_is_asked(tmp_path):
         ("/save .", "cannot save: . is a directory"),
         ("/save /", "cannot save: / is a directory"),
         ("/save ~nobody-at-all/x", "~nobody-at-all/x: "),
+        ("/save a\0b", "no zero byte"),
+        ("/load {unknown}", "not what /save writes"),
         ("/load {deep}", "not what /save writes"),
         ("/load /nowhere/at/all", "cannot load"),
         ("/load {other}", "not what /save writes"),
@@ -63,11 +65,13 @@ def test_a_command_that_cannot_be_done_changes_nothing(tmp_path, line, message):
     other.write_text(json.dumps({"system": 3, "effort": "low", "messages": []}))
     deep = tmp_path / "deep.json"
     deep.write_text("[" * 100_000)
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text(json.dumps({"system": None, "effort": "low", "messages": [1]}))
     one = Conversation(None, "medium")
     one.answered("Hi", [{"role": "assistant", "content": "Hello"}])
     before = json.dumps(vars(one))
     with pytest.raises(UserError, match=message):
-        one.command(line.format(other=other, deep=deep))
+        one.command(line.format(other=other, deep=deep, unknown=unknown))
     assert json.dumps(vars(one)) == before
 
 

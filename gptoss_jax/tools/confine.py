@@ -34,6 +34,7 @@ _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _NOBODY = 65534
 _OPEN_FILES = 32
+_MOST_FILES = 4096  # in /tmp; names and attributes take the kernel's memory
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
@@ -155,7 +156,7 @@ def _build_root(files: int) -> None:
     _mount("tmpfs", _NEW_ROOT, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.chdir(_NEW_ROOT)
     for folder, kind, options in (
-        ("tmp", "tmpfs", f"size={files},mode=1777"),
+        ("tmp", "tmpfs", f"size={files},nr_inodes={_MOST_FILES},mode=1777"),
         ("proc", "proc", ""),
     ):
         os.mkdir(folder)

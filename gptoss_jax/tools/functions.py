@@ -51,6 +51,11 @@ class Function(Tool):
 def _schema(function: Callable[..., Any]) -> dict[str, Any] | None:
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
+    for parameter in parameters:
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise UserError(
+                f"{function.__name__}: a model gives arguments by name, which {parameter} has not"
+            )
     properties = {p.name: _type_schema(hints.get(p.name)) for p in parameters}
     for parameter in parameters:
         if parameter.default is not parameter.empty and _is_json(parameter.default):
@@ -113,7 +118,7 @@ def functions_of(file: Path) -> list[Tool]:
             and value.__module__ == module.__name__
             and not name.startswith("_")
         ]
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whatever the file does when it is run
         raise UserError(f"{file}: {type(error).__name__}: {error}") from error
     if not defined:
         raise UserError(f"{file} defines no function; the model is given those without a leading _")

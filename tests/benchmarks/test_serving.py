@@ -47,6 +47,22 @@ def test_what_is_longer_than_the_context_is_refused(capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith(error)
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["x.foo", "nowhere/x.png"])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_runs(capsys, name):
+    assert run(["serve", "--plot", name]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --plot {name}: ")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("text", ["9" * 321, "1e400", "nan", "x"])
+def test_a_number_larger_than_any_float_is_refused_in_a_line(capsys, text):
+    with pytest.raises(SystemExit) as stopped:
+        bench.build_parser().parse_args(["engine", "--requests", f"-{text}"])
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_shared_beginning_is_computed_once(capsys):
     """256 of 264 tokens at the median, by all but the first."""
     words = ["--users", "4", "--requests", "2", "--prompt", "8", "--answer", "8", "--shared", "256"]

@@ -99,6 +99,9 @@ def test_whatever_is_raised_is_an_answer_and_stdout_is_the_model_s(tools, capsys
         ("a.txt", "x", "must end with .py"),
         ("b.py", "def f(:", "b.py: SyntaxError"),
         ("c.py", "import no_such_module", "c.py: ModuleNotFoundError"),
+        ("e.py", "import sys\nsys.exit(3)", "e.py: SystemExit: 3"),
+        ("f.py", "def f(a, /): pass", "f: a model gives arguments by name, which a has not"),
+        ("g.py", "def f(*all): pass", r"f: a model gives arguments by name, which \*all has not"),
         ("d.py", "from json import dumps\ndef _f(): pass", "d.py defines no function"),
     ],
 )

@@ -123,6 +123,10 @@ def test_files_end():
     assert "Errno 27" in run("open('a', 'wb').write(bytes(5 << 20))")  # one file
     code = "for i in range(9): open(str(i), 'wb').write(bytes(1 << 20))"
     assert "Errno 28" in run(code)  # all together
+    assert "Errno 28" in run("for i in range(10_000): open(str(i), 'w')")  # empty ones
+    code = "import os\nopen('a', 'w')\nbeside = b'x' * 60_000"
+    code += "\nfor i in range(200): os.setxattr('a', f'user.{i}', beside)"
+    assert "Errno" in run(code)  # what is written beside a file, where that is known at all
 
 
 def test_memory_cannot_be_hoarded_where_no_limit_counts_it():
