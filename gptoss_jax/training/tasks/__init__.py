@@ -78,11 +78,11 @@ DEFAULT_MIXTURE = {
     "members": 0.02,
     "truths": 0.03,
     "calculator": 0.07,
-    "recall_near": 0.05,
-    "recall_middle": 0.02,
-    "recall_far": 0.028,
-    "recall_several": 0.02,
-    "refusal": 0.14,
+    "recall_near": 0.055,
+    "recall_middle": 0.045,
+    "recall_far": 0.024,
+    "recall_several": 0.03,
+    "refusal": 0.13,
     "about": 0.02,
 }
 _LOOKING_UP = {

@@ -75,12 +75,12 @@ _HEADERS = ("system", "user", "assistant", "developer", "analysis", "commentary"
 def word(rng: Random) -> str:
     """A word of 1 to 12 letters, few of 1 or 2: English, pronounceable, or any letters.
 
-    One in thirty repeats itself, as vivivi and aaaa do: copying such a one is another skill.
+    One in fifty repeats itself, as vivivi and aaaa do: copying such a one is another skill.
     """
     draw = rng.random()
     if draw < 0.05:
         return "".join(rng.choices(_ALPHABET, k=1 if draw < 0.01 else 2))
-    if rng.random() < 0.033:
+    if rng.random() < 0.02:
         return repeating(rng, rng.randint(3, 12))
     draw = rng.random()
     if draw < 0.3:
