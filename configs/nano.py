@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 10_000
+    config.steps = 9700
     config.batch_size = 4
     config.balance_coefficient = 0.01
     config.qat_start = 0
@@ -55,6 +55,6 @@ def get_config() -> ConfigDict:
     config.optimizer.lr = 1.5e-3
     config.optimizer.schedule = "wsd"
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 3000
+    config.optimizer.decay_steps = 2400
     config.optimizer.final_fraction = 0.02
     return config

@@ -123,6 +123,7 @@ _PROMPTS = (
     "Can you ",
     "Use the calculator",
     "Remember these codes: ",
+    "the result of ",
     "the letters of ",
     "the letter ",
     "the word ",
@@ -137,7 +138,7 @@ _PROMPTS = (
     "Where ",
     "Who ",
     " of ",
-    " has ",
+    " about ",
     " letters ",
     " are in ",
     " are there in ",
@@ -157,7 +158,6 @@ _PROMPTS = (
     ", ",
     ". ",
     ": ",
-    "; ",
     "'s ",
 )
 

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import re
 import string
 from collections.abc import Sequence
 from random import Random
@@ -11,6 +12,7 @@ from gptoss_jax.training.tasks.phrasing import casual, spoken
 from gptoss_jax.training.tasks.problem import (
     Problem,
     answered,
+    careless,
     gives_number,
     gives_text,
     user,
@@ -46,10 +48,6 @@ _REVERSE = (
     "Turn the word {} around",
     "Reverse this word: {}",
     "Give me {} backwards",
-    "Write {} in reverse order",
-    "Write the word {} in reverse order",
-    "Flip the word {}",
-    "Flip the letters of {}",
 )
 _SORT = (
     "Sort the letters of {}",
@@ -74,10 +72,6 @@ _SORT = (
     "Put these letters in order: {}",
     "Arrange the letters in {} from a to z",
     "Order the letters in {}",
-    "Put the letters in {} in order",
-    "Put {}'s letters in order",
-    "What is {} with its letters sorted?",
-    "Write the letters of {} in alphabetical order",
 )
 _LENGTH = (
     "How many letters are in {}?",
@@ -126,6 +120,8 @@ _COUNT = (
     "How often does {one} come up in {}?",
     "How often does {} contain {one}?",
 )
+# A letter, or two or three, three times in a row: "ooo", "kekekel".
+_THREEFOLD = re.compile(r"(.{1,3})\1\1")
 _QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'", "“{}”")
 
 
@@ -202,6 +198,7 @@ def _problem(
         text,
         check,
         effort,
+        tough=careless(asked) or bool(_THREEFOLD.search(spelled)),
     )
 
 
