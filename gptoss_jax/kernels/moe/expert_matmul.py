@@ -155,6 +155,7 @@ def _groups_a_tile(groups: int, n: int) -> int:
 _FEW_ROWS = 2
 # Otherwise columns are decoded a cache-sized tile (float32 elements) at a time.
 _TILE = 2**21
+_SMALL = 2**18  # at 2880 x 728 two dots are a tenth faster
 # A code's bits are those of a float16 subnormal or normal times 2^-14, which the hardware converts
 # exactly; the factor goes to the other operand. Accelerators flush such subnormals.
 _FLOAT16_FACTOR = 2.0**14
@@ -164,6 +165,8 @@ def _packed_cpu(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
     # Products of bfloat16 rows and decoded weights are exact in float32.
     x_RK = x_RK.astype(jnp.float32) * _FLOAT16_FACTOR
     _, k, n = weight.shape
+    if k * n <= _SMALL:
+        return _at_once(x_RK, weight, expert)
     # A weight of one tile is as fast decoded first, and half the program to compile.
     fused = x_RK.shape[0] <= _FEW_ROWS and k * n > _TILE
     form: Callable = _fused_rows if fused else _tiled_planes
@@ -179,6 +182,26 @@ def _low(blocks: jax.Array) -> jax.Array:
 def _high(blocks: jax.Array) -> jax.Array:
     word = blocks.astype(jnp.uint16)
     bits = ((word & 0x70) << 5) | ((word & 0x80) << 8)
+    return lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32)
+
+
+def _at_once(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
+    """One dot over both nibbles, which at nano's widths saves a tenth to a quarter of the time."""
+    _, k, n = weight.shape
+    blocks, scales = _slice(weight, expert, 0, k // GROUP, 0, n)
+    values = _both(blocks) * mxfp4.decode_scales(scales)[:, None]
+    return jnp.dot(jnp.concatenate(_planes(x_RK), axis=1), values.reshape(k, n))
+
+
+def _both(blocks: jax.Array) -> jax.Array:
+    """The low nibbles, then the high ones, on a new first axis.
+
+    Concatenated after they are decoded they would take three times as long.
+    """
+    word, shape = blocks.astype(jnp.uint16), (2, *(1,) * blocks.ndim)
+    low_high = ((7, 0x70), (9, 5), (8, 0x80), (12, 8))
+    value, up, sign, far_up = (jnp.array(n, jnp.uint16).reshape(shape) for n in low_high)
+    bits = ((word & value) << up) | ((word & sign) << far_up)
     return lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32)
 
 
