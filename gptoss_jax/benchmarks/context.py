@@ -1,13 +1,13 @@
 """One long prompt at real attention widths: chunked prefill, then decoding, and what that holds."""
 
 import dataclasses
-import resource
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gptoss_jax.benchmarks.layers import random_model, small
+from gptoss_jax.benchmarks.resident import most_resident
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.kernels import attention as kernels
@@ -66,7 +66,7 @@ def measure(preset: Config, tokens: int, dtype: str, cache: EightBit | None = No
     while engine.busy:
         engine.step()
     timings = engine.timings
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resident = most_resident()
     told = sequence.logprobs[0].likeliest
     return Run(
         tokens=len(sequence.tokens),

@@ -7,7 +7,6 @@ there are. Every so many steps the engine is let run empty, so that what is aliv
 import dataclasses
 import gc
 import itertools
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from gptoss_jax.benchmarks.random_requests import (
     Drawn,
     Source,
 )
+from gptoss_jax.benchmarks.resident import most_resident
 from gptoss_jax.checkpoint import peft
 from gptoss_jax.checkpoint.adapters import apply_adapter
 from gptoss_jax.errors import UserError
@@ -244,7 +244,7 @@ class _Endurance:
             self._violations.append(f"{self._engine.held_pages} pages are held by nobody")
         gc.collect()
         steps, programs = self._counts["steps"], len(self._programs) + len(_compiled)
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        largest = most_resident() // 1024
         found = len(gc.get_objects()), len(jax.live_arrays()), largest
         self._alive.append(Alive(steps, programs, *found))
         done = f"{self._counts['requests']} requests, {steps} steps"

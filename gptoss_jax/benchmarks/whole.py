@@ -1,6 +1,5 @@
 """A whole checkpoint: load, prefill, decode, and the process's peak memory."""
 
-import resource
 import time
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gptoss_jax.benchmarks.resident import most_resident
 from gptoss_jax.checkpoint.load import load_model
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request
@@ -37,5 +37,5 @@ def measure(
         "compile_s": timings.compile_s,
         "prefill_tokens_per_second": timings.prefill_tokens_per_second,
         "decode_tokens_per_second": timings.decode_tokens_per_second,
-        "max_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "max_resident_bytes": most_resident(),
     }
