@@ -253,6 +253,7 @@ def test_expert_matmul_of_an_array(rows):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_few_rows_are_fused_with_decoding_a_weight_of_several_tiles(monkeypatch, rows):
     monkeypatch.setattr(expert_matmul, "_TILE", 64 * HIDDEN)
+    monkeypatch.setattr(expert_matmul, "_SMALL", 0)
     w = make_experts("packed").w_gate_up
     x, _ = make_rows(rows)
     program = jax.jit(lambda *args: expert_matmul._packed_cpu(*args))

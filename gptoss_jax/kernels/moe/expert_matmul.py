@@ -189,7 +189,7 @@ def _at_once(x_RK: jax.Array, weight: MXFP4, expert: jax.Array) -> jax.Array:
     """One dot over both nibbles, which at nano's widths saves a tenth to a quarter of the time."""
     _, k, n = weight.shape
     blocks, scales = _slice(weight, expert, 0, k // GROUP, 0, n)
-    values = _both(blocks) * mxfp4.decode_scales(scales)[:, None]
+    values = _both(blocks) * mxfp4.decode_scales(scales)[None, :, None]
     return jnp.dot(jnp.concatenate(_planes(x_RK), axis=1), values.reshape(k, n))
 
 
@@ -198,7 +198,7 @@ def _both(blocks: jax.Array) -> jax.Array:
 
     Concatenated after they are decoded they would take three times as long.
     """
-    word, shape = blocks.astype(jnp.uint16), (2, *(1,) * blocks.ndim)
+    word, shape = blocks.astype(jnp.uint16)[None], (2, *(1,) * blocks.ndim)
     low_high = ((7, 0x70), (9, 5), (8, 0x80), (12, 8))
     value, up, sign, far_up = (jnp.array(n, jnp.uint16).reshape(shape) for n in low_high)
     bits = ((word & value) << up) | ((word & sign) << far_up)
