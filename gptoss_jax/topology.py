@@ -16,14 +16,16 @@ from gptoss_jax.errors import UserError
 
 
 class NoCompilerError(UserError):
-    """The accelerator's compiler is not installed, or cannot be told of the device."""
+    """The accelerator's compiler is not installed."""
 
 
-# GpuTargetConfigProto fields of the devices known here; figures from the vendor's data sheets.
+# GpuTargetConfigProto fields of the devices known here, as OpenXLA publishes them:
+# xla/backends/gpu/target_config/specs (h100_sxm, h200, a100_sxm_80).
 _GPUS = {
     "h100": {
         "capability": "major: 9 minor: 0",
         "core_count": 132,
+        "fpus_per_core": 128,
         "clock_rate_ghz": 1.98,
         "memory_bandwidth": 3_352_320_000_000,
         "device_memory_size": 84_942_979_072,
@@ -31,20 +33,41 @@ _GPUS = {
         "shared_memory_per_block_optin": 232_448,
         "shared_memory_per_core": 233_472,
         "description": "NVIDIA H100 80GB HBM3",
-    }
+    },
+    "h200": {
+        "capability": "major: 9 minor: 0",
+        "core_count": 132,
+        "fpus_per_core": 128,
+        "clock_rate_ghz": 1.98,
+        "memory_bandwidth": 4_800_000_000_000,
+        "device_memory_size": 151_397_597_184,
+        "l2_cache_size": 52_428_800,
+        "shared_memory_per_block_optin": 232_448,
+        "shared_memory_per_core": 233_472,
+        "description": "NVIDIA H200 141GB HBM3e",
+    },
+    "a100-80": {
+        "capability": "major: 8 minor: 0",
+        "core_count": 108,
+        "fpus_per_core": 64,
+        "clock_rate_ghz": 1.41,
+        "memory_bandwidth": 2_039_040_000_000,
+        "device_memory_size": 85_100_068_864,
+        "l2_cache_size": 41_943_040,
+        "shared_memory_per_block_optin": 166_912,
+        "shared_memory_per_core": 167_936,
+        "description": "NVIDIA A100-SXM4-80GB",
+    },
 }
 # What each extra installs that has a compiler in it, one of these.
 _PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-# GPUs that `planning.chips` knows and a compiler here does not: their figures are not published in
-# the form it wants.
-_UNDESCRIBED = ("h200", "a100-80")
 _GPU_TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
   shared_memory_per_block: 49152 shared_memory_per_block_optin: {shared_memory_per_block_optin}
   shared_memory_per_core: {shared_memory_per_core}
   registers_per_block_limit: 65536 registers_per_core_limit: 65536
-  core_count: {core_count} fpus_per_core: 128
+  core_count: {core_count} fpus_per_core: {fpus_per_core}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   memory_bandwidth: {memory_bandwidth} l2_cache_size: {l2_cache_size}
   clock_rate_ghz: {clock_rate_ghz} device_memory_size: {device_memory_size}
@@ -60,11 +83,12 @@ def mesh_of(name: str, num_devices: int = 1) -> Mesh:
     """A mesh of the first devices of a topology, one axis "data".
 
     Args:
-      name: a TPU slice ("v5e:1x1", "v6e:2x2", "v5p:1x1x1", "tpu7x:1x1x1") or a GPU ("h100:1").
+      name: a TPU slice ("v5e:1x1", "v6e:2x2", "v5p:1x1x1", "tpu7x:1x1x1") or GPUs ("h100:1",
+        "h200:1", "a100-80:1").
       num_devices: how many of its devices.
 
     Raises:
-      NoCompilerError: its compiler is not installed, or needs a description that is not here.
+      NoCompilerError: its compiler is not installed.
       UserError: the compiler knows no such topology, or it has fewer devices.
     """
     devices = devices_of(name)
@@ -76,10 +100,8 @@ def mesh_of(name: str, num_devices: int = 1) -> Mesh:
 def devices_of(name: str):
     """The devices of a topology; raises as `mesh_of` does."""
     kind, _, shape = name.partition(":")
-    on_gpu = kind in _GPUS or kind in _UNDESCRIBED
+    on_gpu = kind in _GPUS
     extra = "gpu" if on_gpu else "tpu"
-    if kind in _UNDESCRIBED:
-        raise NoCompilerError(f"no description of {kind} for the GPU compiler; h100 has one")
     if not any(importlib.util.find_spec(package) for package in _PACKAGES[extra]):
         raise NoCompilerError(f"no compiler for {name}; install gptoss_jax[{extra}]")
     try:

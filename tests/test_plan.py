@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from gptoss_jax import cli, convert, sharding
+from gptoss_jax import cli, convert, sharding, topology
 from gptoss_jax import plan as plan_verb
 from gptoss_jax.errors import UsageError, UserError
 from gptoss_jax.inference.engine import engine_for
@@ -20,7 +20,7 @@ from gptoss_jax.model.cache import pages_for
 from gptoss_jax.model.config import PRESETS, read_config
 from gptoss_jax.model.transformer import abstract
 from gptoss_jax.planning import arithmetic, cache, picture, program, report, search
-from gptoss_jax.planning.chips import GIB, slice_of
+from gptoss_jax.planning.chips import CHIPS, GIB, slice_of
 from gptoss_jax.planning.jobs import Generate, Train
 from gptoss_jax.topology import NoCompilerError
 from gptoss_jax.training import settings
@@ -30,11 +30,30 @@ requires_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="the TPU compiler is not installed: pip install '.[compile]'",
 )
+requires_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="the GPU compiler is not installed: pip install '.[compile]'",
+)
 
 
 def plan(*words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "gptoss_jax.plan", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path, capsys):
+    """What `plan` prints where no compiler is installed: (words) -> (exit code, stdout, stderr)."""
+    monkeypatch.setattr(topology, "_PACKAGES", dict.fromkeys(("tpu", "gpu"), ("none_such",)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "answers"))
+    keeps_programs = jax.config.jax_enable_compilation_cache
+
+    def run(*words: str) -> tuple[int, str, str]:
+        arguments = cli.parse_with_overrides(plan_verb.build_parser(), words)
+        return cli.run_first(plan_verb.main, arguments), *capsys.readouterr()
+
+    yield run
+    jax.config.update("jax_enable_compilation_cache", keeps_programs)
 
 
 def test_bytes_of_20b_counted_by_hand():
@@ -191,20 +210,20 @@ def test_the_picture_shows_every_slice(tmp_path):
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_where_no_compiler_is_installed_arithmetic_says_so():
-    shown = plan("--model", "20b", "--topology", "a100-80:1", "--json")
-    assert shown.returncode == 0, shown.stderr
-    assert "note: by arithmetic: no description of a100-80 for the GPU compiler" in shown.stderr
-    row = json.loads(shown.stdout)
+def test_where_no_compiler_is_installed_arithmetic_says_so(counted):
+    code, out, err = counted("--model", "20b", "--topology", "a100-80:1", "--json")
+    assert code == 0, err
+    assert "note: by arithmetic: no compiler for a100-80:1" in err
+    row = json.loads(out)
     assert (row["fits"], row["compiled_with"], row["devices"]) == (True, None, 1)
     assert set(row["bytes"]) == {"capacity", "weights", "kv_cache", "temporaries", "peak"}
 
 
-def test_the_largest_batch_by_arithmetic_over_copies():
+def test_the_largest_batch_by_arithmetic_over_copies(counted):
     words = ("--model", "20b", "--topology", "a100-80:2", "--mesh", "data=2", "--batch", "max")
-    shown = plan(*words, "--json")
-    assert shown.returncode == 0, shown.stderr
-    row = json.loads(shown.stdout)
+    code, out, err = counted(*words, "--json")
+    assert code == 0, err
+    row = json.loads(out)
     capacity, held = row["bytes"]["capacity"], row["bytes"]
     assert row["fits"] and row["batch"] % 2 == 0
     # One more of each copy would not fit, or leave no tenth for an engine's programs.
@@ -233,11 +252,11 @@ def test_what_fits_is_what_an_engine_finds_room_for(monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["hf-bf16", "orbax"])
-def test_a_directory_is_planned_as_it_is_stored(tmp_path, layout):
+def test_a_directory_is_planned_as_it_is_stored(tmp_path, counted, layout):
     assert convert.main(["nano", str(tmp_path / "nano"), "--to", layout]) == 0
     words = ("--topology", "a100-80:1", "--context", "1024", "--json")
     given = (str(tmp_path / "nano"), "nano")
-    stored, packed = (json.loads(plan("--model", name, *words).stdout) for name in given)
+    stored, packed = (json.loads(counted("--model", name, *words)[1]) for name in given)
     model, _ = load(tmp_path / "nano")
     assert stored["bytes"]["weights"] == sum(x.nbytes for x in jax.tree.leaves(model))
     assert (stored["bytes"]["weights"] > packed["bytes"]["weights"]) == (layout == "hf-bf16")
@@ -303,18 +322,37 @@ def test_the_bound_of_training_counts_the_chips_of_the_mesh():
     assert row.temporaries > row.counted.optimizer
 
 
-def test_a_field_of_the_config_set_beside_it_is_planned():
+def test_a_field_of_the_config_set_beside_it_is_planned(counted):
     words = ("--task", "train", "--config", "configs/lora_20b.py", "--model", "20b")
 
     def trained(rank):
-        shown = plan(*words, f"--config.lora.rank={rank}", "--topology", "a100-80:1", "--json")
-        assert shown.returncode == 0, shown.stderr
-        return json.loads(shown.stdout)["bytes"]["adapters"]
+        field = f"--config.lora.rank={rank}"
+        code, out, err = counted(*words, field, "--topology", "a100-80:1", "--json")
+        assert code == 0, err
+        return json.loads(out)["bytes"]["adapters"]
 
     assert trained(16) == 2 * trained(8)
-    mistyped = plan(*words, "--config.lora.ranks=8", "--topology", "a100-80:1")
-    assert mistyped.returncode == 2
-    assert "lora.ranks" in mistyped.stderr.splitlines()[-1]
+    code, _, err = counted(*words, "--config.lora.ranks=8", "--topology", "a100-80:1")
+    assert code == 2
+    assert "lora.ranks" in err.splitlines()[-1]
+
+
+@requires_cuda
+@pytest.mark.parametrize("kind", ["h200", "a100-80"])
+def test_nano_compiled_for_a_gpu(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shown = plan("--model", "nano", "--topology", f"{kind}:1", "--context", "1024", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["compiled_with"].startswith("jax ")
+
+
+def test_the_compiler_is_told_of_every_gpu_what_arithmetic_counts_with():
+    counted = {kind: chip for kind, chip in CHIPS.items() if chip.platform == "cuda"}
+    assert set(topology._GPUS) == set(counted)
+    for kind, chip in counted.items():
+        told = topology._GPUS[kind]
+        assert chip.capacity == pytest.approx(0.95 * told["device_memory_size"])
+        assert chip.bandwidth == pytest.approx(told["memory_bandwidth"], rel=1e-3)
 
 
 @requires_libtpu

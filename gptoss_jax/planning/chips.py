@@ -40,8 +40,8 @@ CHIPS = {
     "v5p": Chip(95.0 * GIB, 2765e9, 459e12, 1, "tpu", 4.2),
     "tpu7x": Chip(94.75 * GIB, 3690e9, 1153e12, 2, "tpu", 12.0),
     "h100": Chip(_GPU_SHARE * 84_942_979_072, 3352e9, 989e12, 1, "cuda", 3.9),
-    "h200": Chip(_GPU_SHARE * 150_754_820_096, 4800e9, 989e12, 1, "cuda", 5.0),
-    "a100-80": Chip(_GPU_SHARE * 84_974_239_744, 2039e9, 312e12, 1, "cuda", 2.5),
+    "h200": Chip(_GPU_SHARE * 151_397_597_184, 4800e9, 989e12, 1, "cuda", 5.0),
+    "a100-80": Chip(_GPU_SHARE * 85_100_068_864, 2039e9, 312e12, 1, "cuda", 2.5),
 }
 # Slices a table goes through.
 COMMON = (
