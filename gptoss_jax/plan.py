@@ -174,8 +174,8 @@ def _print(rows: "list[Report]") -> None:
     print(
         "GiB a device. trained: the optimizer's moments, and adapters if there are. other: "
         "temporaries and padding. must: GB that a step of decode cannot but move; moves: what the "
-        "compiled program does. bound: tokens/s if memory (in training arithmetic) ran at its "
-        "rated speed and nothing else took time; no measurement.",
+        "compiled program does. bound: tokens/s if the slower of memory and arithmetic (in "
+        "training arithmetic) ran at its rated speed and nothing else took time; no measurement.",
         file=sys.stderr,
     )
     for row in rows:

@@ -77,6 +77,30 @@ def test_bytes_of_20b_counted_by_hand():
     assert counted.decode_minimum == least
 
 
+def test_many_sequences_are_bound_by_arithmetic():
+    """Weights and positions of a token of 20b counted by hand; all 24 layers attend to 128."""
+    hidden, attention, kv = 2880, 4096, 512
+    projections, router = 2 * hidden * (attention + kv), 32 * hidden
+    experts = 4 * 3 * hidden * hidden
+    weights = 24 * (projections + router + experts) + 201_088 * hidden
+    token = 2 * weights + 24 * 128 * 2 * 2 * attention
+    job = Generate(PRESETS["20b"], 1024, 128)
+    row = report.estimate(job, "h100:1", None)
+    assert row.tokens_per_second == pytest.approx(989e12 / token)
+    few = report.estimate(dataclasses.replace(job, batch=1), "h100:1", None)
+    assert few.tokens_per_second == pytest.approx(3352e9 / few.counted.decode_minimum)
+
+
+def test_each_device_multiplies_its_share():
+    """Of 16 devices each has two experts, four heads, one of the eight keys, and the router."""
+    hidden, context, full, sliding = 2880, 8192, 12, 12
+    layer = 2 * hidden * (4 + 1) * 64 + 32 * hidden + 4 * 3 * hidden * hidden / 16
+    attended = (full * context + sliding * 128) * 2 * 4 * 64
+    row = 24 * layer + attended + 201_088 * hidden / 16
+    flops = arithmetic.decode_flops(PRESETS["20b"], {"data": 2, "expert": 16}, 6, context)
+    assert flops == 2 * 3 * row
+
+
 def test_the_busiest_of_several_devices():
     assert arithmetic.busiest(32, 4, 1, 1) == 4
     # Two experts, one chosen, on two devices: the busiest always has one.

@@ -1,4 +1,4 @@
-"""Bytes by counting: what a device holds, and what one decode step must read."""
+"""By counting: what a device holds, and what one decode step must read and multiply."""
 
 import dataclasses
 import functools
@@ -120,6 +120,37 @@ def count(
     )
 
 
+def decode_flops(config: Config, shape: Mapping[str, int], batch: int, context: int) -> float:
+    """Multiplications and additions that one decode step cannot but make on a device.
+
+    Every sequence at its context's end, and as many rows to one device's experts as to another's.
+
+    Args:
+      config: the network.
+      shape: axis sizes of the mesh.
+      batch: sequences, over the whole mesh.
+      context: positions of each.
+    """
+    split, ways = sharding.split_of(config, shape), _ways(shape)
+    hidden, heads = config.hidden_size, ways(split.heads)
+    queries = config.attention_width // heads
+    keys = -(-config.num_kv_heads // heads) * config.head_dim
+    projections = 2 * hidden * (queries + keys)
+    router = hidden * config.num_experts
+    chosen = config.experts_per_token * 3 * hidden * config.expert_width / ways(split.experts)
+    layers = config.num_layers * (projections + router + chosen)
+    attended = sum(_positions(config, layer, context) for layer in range(config.num_layers))
+    logits = hidden * config.vocab_size // ways(split.vocab)
+    # Of each weight one multiplication and one addition; of each position with its key and value.
+    return 2 * batch / ways(split.batch) * (layers + 2 * queries * attended + logits)
+
+
+def _positions(config: Config, layer: int, context: int) -> int:
+    """That a layer attends to at a context's end."""
+    window = config.window(layer)
+    return context if window is None else min(window, context)
+
+
 def count_training(
     config: Config,
     shape: Mapping[str, int],
@@ -230,9 +261,9 @@ def _tuple(axes) -> sharding.Axes:
 def _kv_read(
     config: Config, batch: int, context: int, kv_heads: int, cache: EightBit | None
 ) -> int:
-    def of(window: int | None) -> int:
-        positions = context if window is None else min(window, context)
-        eight_bit = cache if window is None else None
-        return positions * slot_bytes(config, _CACHE_DTYPE, eight_bit)
+    def of(layer: int) -> int:
+        eight_bit = cache if config.window(layer) is None else None
+        slot = slot_bytes(config, _CACHE_DTYPE, eight_bit)
+        return _positions(config, layer, context) * slot
 
-    return batch * kv_heads * sum(of(config.window(i)) for i in range(config.num_layers))
+    return batch * kv_heads * sum(map(of, range(config.num_layers)))

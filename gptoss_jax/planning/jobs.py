@@ -89,10 +89,11 @@ class Generate:
         return max(peak, counted.held / (1 - FOR_PROGRAMS))
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
-        """Tokens/s if decode's least bytes moved at the memory's rate and nothing took time."""
-        del shape
+        """Tokens/s if decode's least bytes and dots ran at their rated speeds, at the same time."""
         assert counted.decode_minimum is not None
-        return self.batch * where.chip.bandwidth / counted.decode_minimum
+        flops = arithmetic.decode_flops(self.sizes, shape, self.batch, self.context)
+        moving = counted.decode_minimum / where.chip.bandwidth
+        return self.batch / max(moving, flops / where.chip.flops)
 
     def question(self) -> dict[str, Any]:
         """What the answer of a compiler depends on."""
