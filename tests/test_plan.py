@@ -186,19 +186,55 @@ def test_flags_that_do_not_go_together_are_refused(words, error):
         plan_verb.main(cli.parse_with_overrides(plan_verb.build_parser(), words.split()))
 
 
-@pytest.mark.parametrize("guess", [1, 37, 500])
+@pytest.mark.parametrize("most", [64, 100, 500])
+@pytest.mark.parametrize("rise", [2, 3, 4])
 @pytest.mark.parametrize("step", [1, 4])
-def test_the_largest_batch(guess, step):
+def test_the_largest_batch(most, rise, step):
     asked = []
 
     def peak(batch):
         asked.append(batch)
         return 100 + 3 * batch + (5 if batch > 40 else 0)
 
-    found = search.largest(peak, 100 + 3 * 61 + 5, guess, step)
+    found = search.largest(peak, 100 + 3 * 61 + 5, most, rise, step)
     assert found == 61 // step * step
-    assert len(asked) == len(set(asked)) <= 12
-    assert search.largest(peak, 102, guess, step) is None
+    assert len(asked) == len(set(asked)) <= 6
+    assert max(asked) == most
+    assert search.largest(peak, 100 + 3 * 61 + 5, 40, rise, step) == 40
+    assert search.largest(peak, 102, most, rise, step) is None
+
+
+@pytest.mark.parametrize(("share", "fixed", "times"), [(0.01, 0, 1), (0, 8 * GIB, 3), (0.2, 0, 4)])
+def test_the_largest_batch_asks_the_compiler_only_where_arithmetic_cannot_tell(share, fixed, times):
+    asked = []
+
+    def peak(held):
+        return round(held * (1 + share)) + fixed
+
+    def compiled(job, name, shape):
+        asked.append(job.batch)
+        row = report.estimate(job, name, shape)
+        return dataclasses.replace(row, compiled=program.Compiled(peak(row.counted.held), None))
+
+    job = Generate(PRESETS["120b"], 1, 8192)
+    found = report.largest_batch(job, "v6e:2x4", None, compiled)
+    assert found.fits and found.compiled is not None
+    one_more = dataclasses.replace(job, batch=found.job.batch + 1).held(found.shape)
+    assert max(peak(one_more), one_more / (1 - FOR_PROGRAMS)) > found.slice.chip.capacity
+    assert len(asked) <= times
+    asked.clear()
+    assert not report.largest_batch(job, "v5e:1x1", None, compiled).fits
+    assert not asked
+
+
+def test_a_network_s_parameters_are_traced_once(monkeypatch):
+    traced = []
+    trace = arithmetic.abstract
+    monkeypatch.setattr(arithmetic, "abstract", lambda *a, **b: traced.append(1) or trace(*a, **b))
+    config = dataclasses.replace(PRESETS["20b"], num_layers=3, layer_types=())
+    for batch, shape in ((1, {}), (2, {}), (2, {"expert": 2})):
+        arithmetic.count(config, shape, batch, 128)
+    assert len(traced) == 1
 
 
 def test_training_counts_three_copies_in_float32(tmp_path):

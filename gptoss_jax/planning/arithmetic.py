@@ -97,7 +97,7 @@ def count(
     split = sharding.split_of(config, shape)
     ways = _ways(shape)
     own = batch // ways(split.batch)
-    sizes = _parameter_bytes(stored.model(config), split, ways)
+    sizes = _parameter_bytes(config, stored, split, ways)
     experts = sum(size for path, size in sizes.items() if any(name in path for name in _EXPERTS))
     table = sizes["embedding_VD"]
     dense = sum(sizes.values()) - experts - table
@@ -109,15 +109,34 @@ def count(
     kv_heads = -(-config.num_kv_heads // ways(split.heads))
     row = config.hidden_size * jnp.dtype(stored.dtype).itemsize
     read = _kv_read(config, own, context, kv_heads, cache)
-    pages = own * pages_for(context)
     logits = own * config.vocab_size // ways(split.vocab) * 4
     return Bytes(
-        weights=sum(sizes.values()),
-        kv_cache=LayerCache.nbytes(
-            config, pages, rings_for(own, pages), _CACHE_DTYPE, kv_heads, eight_bit=cache
-        ),
+        weights=weights(config, shape, stored),
+        kv_cache=kv_cache(config, shape, batch, context, cache),
         decode_minimum=round(experts * active / held) + dense + own * row + read + logits,
     )
+
+
+def weights(config: Config, shape: Mapping[str, int], stored: Stored = PUBLISHED) -> int:
+    """Bytes of one device's part of the parameters; arguments as `count` takes them."""
+    split = sharding.split_of(config, shape)
+    return sum(_parameter_bytes(config, stored, split, _ways(shape)).values())
+
+
+def kv_cache(
+    config: Config,
+    shape: Mapping[str, int],
+    batch: int,
+    context: int,
+    cache: EightBit | None = None,
+) -> int:
+    """Bytes of one device's part of the cache; arguments as `count` takes them."""
+    split, ways = sharding.split_of(config, shape), _ways(shape)
+    own = batch // ways(split.batch)
+    heads = -(-config.num_kv_heads // ways(split.heads))
+    pages = own * pages_for(context)
+    rings = rings_for(own, pages)
+    return LayerCache.nbytes(config, pages, rings, _CACHE_DTYPE, heads, eight_bit=cache)
 
 
 def decode_flops(config: Config, shape: Mapping[str, int], batch: int, context: int) -> float:
@@ -166,15 +185,14 @@ def count_training(
       stored: those weights.
     """
     split, ways = sharding.split_of(config, shape), _ways(shape)
-    model = (stored if adapter else Stored(packed=False, dtype="float32")).model(config)
-    weights = sum(_parameter_bytes(model, split, ways).values())
     if adapter is None:
-        return Bytes(weights, kv_cache=0, decode_minimum=None, optimizer=2 * weights)
+        trained = weights(config, shape, Stored(packed=False, dtype="float32"))
+        return Bytes(trained, kv_cache=0, decode_minimum=None, optimizer=2 * trained)
     adapters = sum(
         4 * math.prod(sizes) // _parts(sharding.parameter_spec(path, split), ways)
-        for path, sizes in lora.trained_shapes(model, adapter).items()
+        for path, sizes in lora.trained_shapes(stored.model(config), adapter).items()
     )
-    return Bytes(weights, 0, None, adapters=adapters, optimizer=2 * adapters)
+    return Bytes(weights(config, shape, stored), 0, None, adapters=adapters, optimizer=2 * adapters)
 
 
 def _ways(shape: Mapping[str, int]) -> Callable[[sharding.Axes], int]:
@@ -239,15 +257,22 @@ def _busiest(
     return busiest(*sizes, ways(split.batch), tile)
 
 
-def _parameter_bytes(model: GptOss, split: sharding.Split, ways) -> dict[str, int]:
+def _parameter_bytes(config: Config, stored: Stored, split: sharding.Split, ways) -> dict[str, int]:
     """Bytes of one device's part, by dotted path."""
     found = {}
-    for path, leaf in tree_leaves_with_path(model):
-        dotted = keystr(path, simple=True, separator=".")
-        spec = sharding.parameter_spec(dotted, split)
-        name = dotted.replace(".value", "")
-        found[name] = leaf.size * leaf.dtype.itemsize // _parts(spec, ways)
+    for path, nbytes in _whole_parameter_bytes(config, stored).items():
+        spec = sharding.parameter_spec(path, split)
+        found[path.replace(".value", "")] = nbytes // _parts(spec, ways)
     return found
+
+
+@functools.cache  # tracing 36 layers takes a second
+def _whole_parameter_bytes(config: Config, stored: Stored) -> Mapping[str, int]:
+    leaves = tree_leaves_with_path(stored.model(config))
+    return {
+        keystr(path, simple=True, separator="."): leaf.size * leaf.dtype.itemsize
+        for path, leaf in leaves
+    }
 
 
 def _parts(spec: P, ways) -> int:

@@ -21,6 +21,8 @@ from gptoss_jax.training import spread
 from gptoss_jax.training.settings import Settings, adapter_of, fields
 from gptoss_jax.training.speed import training_flops
 
+# A batch beyond this is a mistake: no slice holds so many sequences of a published model.
+MOST_SEQUENCES = 65_536
 # Guesses, for where no compiler is asked. Of what is held, and bytes that are always there: what
 # the compilers show for both published models at batch 1.
 _PADDING, _LEAST = 0.03, GIB // 2
@@ -84,9 +86,14 @@ class Generate:
         logits = 4 * (self.batch // batch) * self.sizes.vocab_size // vocab
         return _PADDING * counted.held + _LEAST + chunk + _OF_LOGITS * logits
 
-    def needed(self, peak: int, counted: Bytes) -> float:
+    def held(self, shape: Mapping[str, int]) -> int:
+        """As `count(shape).held`, and much sooner counted."""
+        cache = arithmetic.kv_cache(self.sizes, shape, self.batch, self.context, self.cache)
+        return arithmetic.weights(self.sizes, shape, self.stored) + cache
+
+    def needed(self, peak: int, held: int) -> float:
         """Of the capacity: the peak, or what an engine asks for that leaves programs their part."""
-        return max(peak, counted.held / (1 - FOR_PROGRAMS))
+        return max(peak, held / (1 - FOR_PROGRAMS))
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:
         """Tokens/s if decode's least bytes and dots ran at their rated speeds, at the same time."""
@@ -142,9 +149,9 @@ class Train:
         layers = kept * self.sizes.num_layers + _ACTIVATIONS
         return counted.optimizer + 4 * tokens * layers * self.sizes.hidden_size
 
-    def needed(self, peak: int, counted: Bytes) -> float:
+    def needed(self, peak: int, held: int) -> float:
         """Of the capacity: the peak."""
-        del counted
+        del held
         return peak
 
     def bound(self, shape: Mapping[str, int], where: Slice, counted: Bytes) -> float:

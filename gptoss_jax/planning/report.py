@@ -1,6 +1,8 @@
 """One slice's verdict, by the compiler or by arithmetic; and the table over common slices."""
 
+import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ from gptoss_jax.planning import search
 from gptoss_jax.planning.arithmetic import Bytes
 from gptoss_jax.planning.cache import cached
 from gptoss_jax.planning.chips import COMMON, Slice, slice_of
-from gptoss_jax.planning.jobs import Generate, Job
+from gptoss_jax.planning.jobs import MOST_SEQUENCES, Generate, Job
 from gptoss_jax.planning.program import Compiled
 from gptoss_jax.topology import NoCompilerError, devices_of
 
@@ -53,7 +55,7 @@ class Report:
     @property
     def needed(self) -> float:
         """Bytes that a device must have."""
-        return self.job.needed(self.peak, self.counted)
+        return self.job.needed(self.peak, self.counted.held)
 
     @property
     def fits(self) -> bool:
@@ -158,6 +160,8 @@ def largest_batch(
 ) -> Report:
     """The report of the largest batch that fits; where not even the least does, of that.
 
+    No compiler is asked about a batch whose weights and cache alone are too much.
+
     Args:
       job: its batch is of no account.
       name: of the slice.
@@ -166,15 +170,22 @@ def largest_batch(
     """
     chosen = job.default_shape(slice_of(name).devices) if shape is None else dict(shape)
     step = chosen.get("data", 1)
+    capacity = slice_of(name).chip.capacity
 
+    @functools.cache
     def of(batch: int) -> Report:
         return by(_with(job, batch), name, chosen)
 
-    capacity = slice_of(name).chip.capacity
-    one, two = (job.count(chosen).kv_cache for job in (_with(job, step), _with(job, 2 * step)))
-    spare = capacity - estimate(_with(job, step), name, chosen).needed
-    guess = step + int(max(0, spare) // (two - one)) * step
-    found = search.largest(lambda batch: of(batch).needed, capacity, guess, step)
+    def held(batch: int) -> int:
+        return _with(job, batch).held(chosen)
+
+    choices = range(step, MOST_SEQUENCES + 1, step)
+    fitting = bisect.bisect_right(choices, capacity, key=lambda n: job.needed(0, held(n)))
+    if not fitting:
+        return estimate(_with(job, step), name, chosen)
+    most = choices[fitting - 1]
+    rise = (held(most + step) - held(step)) / most
+    found = search.largest(lambda batch: of(batch).needed, capacity, most, rise, step)
     return of(found or step)
 
 

@@ -6,31 +6,32 @@ from collections.abc import Callable
 Trial = tuple[int, float]  # a batch, and the bytes it takes
 
 
-def largest(needed: Callable[[int], float], capacity: float, guess: int, step: int) -> int | None:
+def largest(
+    needed: Callable[[int], float], capacity: float, most: int, rise: float, step: int
+) -> int | None:
     """The largest multiple of `step` whose need is within the capacity; None if not even one is.
 
     Args:
       needed: (batch) -> bytes; rising, and near to a straight line.
       capacity: bytes.
-      guess: where to begin.
+      most: a multiple of `step`, where the search begins; nothing beyond it is asked about.
+      rise: bytes that a sequence adds, about.
       step: at least 1.
     """
-    good: Trial | None = None
-    bad: Trial | None = None
-    trial = max(step, guess // step * step)
+    good: Trial = (0, 0.0)
+    bad: Trial = (most + step, math.inf)
+    trial = most
     while True:
         found = (trial, needed(trial))
         good, bad = (found, bad) if found[1] <= capacity else (good, found)
-        least, most = good[0] if good else 0, bad[0] if bad else math.inf
-        if most - least <= step:
-            return least or None
-        trial = _aim(good, bad, capacity) // step * step
-        trial = int(min(max(trial, least + step), most - step))
+        if bad[0] - good[0] <= step:
+            return good[0] or None
+        trial = _aim(good, bad, capacity, rise) // step * step
+        trial = max(good[0] + step, min(trial, bad[0] - step))
 
 
-def _aim(good: Trial | None, bad: Trial | None, capacity: float) -> int:
-    """Where a straight line through both meets the capacity; without both, doubled or halved."""
-    if bad is None or good is None:
-        return 2 * good[0] if good else bad[0] // 2 if bad else 0
-    rise = (bad[1] - good[1]) / (bad[0] - good[0])
-    return math.floor(good[0] + (capacity - good[1]) / rise)
+def _aim(good: Trial, bad: Trial, capacity: float, rise: float) -> int:
+    """Where the straight line through both meets the capacity; with none good, of that rise."""
+    if good[0]:
+        rise = (bad[1] - good[1]) / (bad[0] - good[0])
+    return bad[0] - math.ceil((bad[1] - capacity) / rise)
