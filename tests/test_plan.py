@@ -156,6 +156,32 @@ def test_a_topology_that_is_none_is_refused(name, message):
         slice_of(name)
 
 
+@pytest.mark.parametrize(
+    ("model", "name", "mesh", "devices"),
+    [
+        ("120b", "v6e:2x4", "expert=8", 8),
+        ("120b", "v5e:16x16", "expert=64,tensor=2,context=2", 256),
+        ("20b", "v5p:8x8x4", "expert=32,tensor=2,context=4", 256),
+        ("20b", "h100:9", "expert=8", 8),
+    ],
+)
+def test_the_default_mesh_is_that_of_the_verbs(model, name, mesh, devices):
+    """Slices of several hosts leave no process out, and only the mesh's devices are counted."""
+    row = report.estimate(Generate(PRESETS[model], 1, 8192), name, None).as_dict()
+    assert (row["mesh"], row["devices"]) == (mesh, devices)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one_host"),
+    [
+        *(("v5e:2x4", True), ("v5e:4x4", False), ("v5p:2x2x1", True), ("v5p:2x2x2", False)),
+        *(("tpu7x:2x2x1", True), ("h100:8", True), ("h100:16", False)),
+    ],
+)
+def test_the_slices_of_one_host(name, is_one_host):
+    assert slice_of(name).is_one_host == is_one_host
+
+
 def test_a_mesh_that_does_not_divide_is_refused():
     job = Generate(PRESETS["120b"], 1, 8192)
     with pytest.raises(UserError, match="expert=3 does not divide 128 experts"):

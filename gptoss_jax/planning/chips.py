@@ -19,6 +19,7 @@ class Chip:
       flops: bfloat16, per second.
       devices: per chip.
       platform: "tpu" or "cuda".
+      host: the most chips of one host.
       hourly: US dollars a chip and hour, on-demand list prices of 2025; only to order a table.
       links: what a chip can send to its neighbours, bytes/s, all its ports together: half of the
         vendor's bidirectional figure. Only of what `benchmarks.scaling` asks for.
@@ -29,19 +30,20 @@ class Chip:
     flops: float
     devices: int
     platform: str
+    host: int
     hourly: float
     links: float | None = None
 
 
 _GPU_SHARE = 0.95  # see `cli.run`
 CHIPS = {
-    "v5e": Chip(15.75 * GIB, 819e9, 197e12, 1, "tpu", 1.2, 200e9),
-    "v6e": Chip(31.24 * GIB, 1640e9, 918e12, 1, "tpu", 2.7, 400e9),
-    "v5p": Chip(95.0 * GIB, 2765e9, 459e12, 1, "tpu", 4.2),
-    "tpu7x": Chip(94.75 * GIB, 3690e9, 1153e12, 2, "tpu", 12.0),
-    "h100": Chip(_GPU_SHARE * 84_942_979_072, 3352e9, 989e12, 1, "cuda", 3.9),
-    "h200": Chip(_GPU_SHARE * 151_397_597_184, 4800e9, 989e12, 1, "cuda", 5.0),
-    "a100-80": Chip(_GPU_SHARE * 85_100_068_864, 2039e9, 312e12, 1, "cuda", 2.5),
+    "v5e": Chip(15.75 * GIB, 819e9, 197e12, 1, "tpu", 8, 1.2, 200e9),
+    "v6e": Chip(31.24 * GIB, 1640e9, 918e12, 1, "tpu", 8, 2.7, 400e9),
+    "v5p": Chip(95.0 * GIB, 2765e9, 459e12, 1, "tpu", 4, 4.2),
+    "tpu7x": Chip(94.75 * GIB, 3690e9, 1153e12, 2, "tpu", 4, 12.0),
+    "h100": Chip(_GPU_SHARE * 84_942_979_072, 3352e9, 989e12, 1, "cuda", 8, 3.9),
+    "h200": Chip(_GPU_SHARE * 151_397_597_184, 4800e9, 989e12, 1, "cuda", 8, 5.0),
+    "a100-80": Chip(_GPU_SHARE * 85_100_068_864, 2039e9, 312e12, 1, "cuda", 8, 2.5),
 }
 # Slices a table goes through.
 COMMON = (
@@ -69,6 +71,11 @@ class Slice:
     def devices(self) -> int:
         """As JAX counts them."""
         return self.chips * self.chip.devices
+
+    @property
+    def is_one_host(self) -> bool:
+        """Whether one process has all of its devices."""
+        return self.chips <= self.chip.host
 
     @property
     def hourly(self) -> float:

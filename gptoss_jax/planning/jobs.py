@@ -52,9 +52,9 @@ class Generate:
     cache: EightBit | None = None
     stored: Stored = PUBLISHED
 
-    def default_shape(self, devices: int) -> dict[str, int]:
-        """Of the mesh, where none is asked for."""
-        return sharding.default_shape(self.sizes, devices)
+    def default_shape(self, where: Slice) -> dict[str, int]:
+        """Of the mesh, where none is asked for: what the verbs that generate choose there."""
+        return sharding.default_shape(self.sizes, where.devices, whole=not where.is_one_host)
 
     def check(self, shape: Mapping[str, int], devices: int) -> None:
         """Raises a UsageError for a mesh that is of no use here, or a context there is not."""
@@ -121,9 +121,9 @@ class Train:
     sizes: Config
     stored: Stored = PUBLISHED
 
-    def default_shape(self, devices: int) -> dict[str, int]:
+    def default_shape(self, where: Slice) -> dict[str, int]:
         """Of the mesh, where none is asked for."""
-        return spread.default_shape(self.settings, self.sizes, devices)
+        return spread.default_shape(self.settings, self.sizes, where.devices)
 
     def check(self, shape: Mapping[str, int], devices: int) -> None:
         """Raises a UsageError for a mesh that is of no use here."""

@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,7 +84,7 @@ class Report:
             trained = {"adapters": self.counted.adapters, "optimizer": self.counted.optimizer}
         return batch | {
             "fits": self.fits,
-            "devices": self.slice.devices,
+            "devices": math.prod(self.shape.values()),
             "mesh": sharding.describe(self.shape),
             "bytes": {
                 "capacity": int(self.slice.chip.capacity),
@@ -128,7 +129,7 @@ def report(job: Job, name: str, shape: Mapping[str, int] | None) -> Report:
 def estimate(job: Job, name: str, shape: Mapping[str, int] | None) -> Report:
     """As `report` by arithmetic alone."""
     where = slice_of(name)
-    chosen = job.default_shape(where.devices) if shape is None else dict(shape)
+    chosen = job.default_shape(where) if shape is None else dict(shape)
     job.check(chosen, where.devices)
     return Report(job, where, chosen, job.count(chosen), None)
 
@@ -168,9 +169,9 @@ def largest_batch(
       shape: of the mesh; None: the default.
       by: `report` or `estimate`.
     """
-    chosen = job.default_shape(slice_of(name).devices) if shape is None else dict(shape)
-    step = chosen.get("data", 1)
-    capacity = slice_of(name).chip.capacity
+    where = slice_of(name)
+    chosen = job.default_shape(where) if shape is None else dict(shape)
+    step, capacity = chosen.get("data", 1), where.chip.capacity
 
     @functools.cache
     def of(batch: int) -> Report:
