@@ -173,9 +173,11 @@ def _print(rows: "list[Report]") -> None:
         print("  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip())
     print(
         "GiB a device. trained: the optimizer's moments, and adapters if there are. other: "
-        "temporaries and padding. must: GB that a step of decode cannot but move; moves: what the "
-        "compiled program does. bound: tokens/s if the slower of memory and arithmetic (in "
-        "training arithmetic) ran at its rated speed and nothing else took time; no measurement.",
+        "temporaries and padding. fits: in brackets what is left of the capacity beside the peak, "
+        "or beside what an engine leaves a tenth to programs with, if that is more. must: GB that "
+        "a step of decode cannot but move; moves: what the compiled program does. bound: tokens/s "
+        "if the slower of memory and arithmetic (in training arithmetic) ran at its rated speed "
+        "and nothing else took time; no measurement.",
         file=sys.stderr,
     )
     for row in rows:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 
@@ -302,7 +303,8 @@ def test_where_no_compiler_is_installed_arithmetic_says_so(counted):
     assert "note: by arithmetic: no compiler for a100-80:1" in err
     row = json.loads(out)
     assert (row["fits"], row["compiled_with"], row["devices"]) == (True, None, 1)
-    assert set(row["bytes"]) == {"capacity", "weights", "kv_cache", "temporaries", "peak"}
+    keys = ("capacity", "weights", "kv_cache", "temporaries", "peak", "needed")
+    assert tuple(row["bytes"]) == keys
 
 
 def test_the_largest_batch_by_arithmetic_over_copies(counted):
@@ -316,6 +318,21 @@ def test_the_largest_batch_by_arithmetic_over_copies(counted):
     one = held["kv_cache"] / (row["batch"] / 2)
     asked = (held["weights"] + held["kv_cache"] + one) / (1 - FOR_PROGRAMS)
     assert max(held["peak"] + one, asked) > 0.99 * capacity
+
+
+def test_what_a_peak_below_the_capacity_lacks_is_said():
+    """An engine's tenth for programs; training has none."""
+    job = Generate(PRESETS["20b"], 1, 8192)
+    row = report.estimate(job, "v5e:1x1", None)
+    cache = round(0.95 * row.slice.chip.capacity) - row.counted.weights
+    full = dataclasses.replace(row.counted, kv_cache=cache)
+    compiled = program.Compiled(full.held + GIB // 4, None)
+    said = dataclasses.replace(row, counted=full, compiled=compiled).as_dict()
+    assert not said["fits"] and said["bytes"]["peak"] < said["bytes"]["capacity"]
+    assert said["bytes"]["needed"] == math.ceil(full.held / 0.9) > said["bytes"]["capacity"]
+    config = settings.load("configs/lora_20b.py")
+    trained = report.estimate(Train(config, PRESETS["20b"]), "h100:1", None)
+    assert trained.as_dict()["bytes"]["needed"] == trained.peak
 
 
 def test_what_fits_is_what_an_engine_finds_room_for(monkeypatch):

@@ -75,7 +75,11 @@ class Report:
         return self.job.bound(self.shape, self.slice, self.counted)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object of `plan --json`."""
+        """The JSON object of `plan --json`.
+
+        Under "bytes" the capacity is compared with "needed": the peak, or, of generation, what an
+        engine asks for that leaves a tenth for programs, if that is more.
+        """
         compiled = self.compiled
         batch, trained = {}, {}
         if isinstance(self.job, Generate):
@@ -93,6 +97,7 @@ class Report:
                 **trained,
                 "temporaries": self.temporaries,
                 "peak": self.peak,
+                "needed": math.ceil(self.needed),
             },
             "decode_bytes": {
                 "minimum": self.counted.decode_minimum,
