@@ -59,7 +59,7 @@ _GPUS = {
         "description": "NVIDIA A100-SXM4-80GB",
     },
 }
-# What each extra installs that has a compiler in it, one of these.
+# Packages with a platform's compiler in them, of which one is enough; the extra `compile` has both.
 _PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 _GPU_TARGET = """
 gpu_device_info {{
@@ -101,9 +101,9 @@ def devices_of(name: str):
     """The devices of a topology; raises as `mesh_of` does."""
     kind, _, shape = name.partition(":")
     on_gpu = kind in _GPUS
-    extra = "gpu" if on_gpu else "tpu"
-    if not any(importlib.util.find_spec(package) for package in _PACKAGES[extra]):
-        raise NoCompilerError(f"no compiler for {name}; install gptoss_jax[{extra}]")
+    packages = _PACKAGES["gpu" if on_gpu else "tpu"]
+    if not any(importlib.util.find_spec(package) for package in packages):
+        raise NoCompilerError(f"no compiler for {name}; pip install '.[compile]'")
     try:
         topology = _gpu(kind, shape) if on_gpu else _tpu(name, shape)
     except (RuntimeError, ValueError, NotImplementedError) as error:

@@ -4,8 +4,11 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import jax
 import pytest
@@ -307,6 +310,21 @@ def test_where_no_compiler_is_installed_arithmetic_says_so(counted):
     assert tuple(row["bytes"]) == keys
 
 
+@pytest.mark.parametrize(
+    ("name", "package"), [("v5e:1x1", "libtpu"), ("h100:1", "jax-cuda12-plugin")]
+)
+def test_a_compiler_that_is_not_here_is_in_the_extra_that_is_named(counted, name, package):
+    code, _, err = counted("--model", "nano", "--topology", name, "--context", "128")
+    assert code == 0
+    assert f"no compiler for {name}; pip install '.[compile]'" in err
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert package in [re.split("[=<>]", wanted)[0] for wanted in extras["compile"]]
+    assert "`.[compile]` installs them" in (root / "README.md").read_text()
+
+
 def test_the_largest_batch_by_arithmetic_over_copies(counted):
     words = ("--model", "20b", "--topology", "a100-80:2", "--mesh", "data=2", "--batch", "max")
     code, out, err = counted(*words, "--json")
@@ -380,13 +398,13 @@ def test_a_slice_whose_compiler_refuses_does_not_cost_the_table_its_other_rows(m
 
 def test_the_table_says_once_what_installs_a_compiler(monkeypatch):
     def missing(job, name, shape):
-        raise NoCompilerError("no compiler for this; install gptoss_jax[tpu]")
+        raise NoCompilerError("no compiler for this")
 
     monkeypatch.setattr(report, "report", missing)
     monkeypatch.setattr(report.Report, "is_close", True)
     said = []
     rows = report.table(Generate(PRESETS["20b"], 8, 8192), said.append)
-    assert said == ["no compiler for this; install gptoss_jax[tpu]"]
+    assert said == ["no compiler for this"]
     assert all(row.compiled is None for row in rows)
 
 
