@@ -154,6 +154,8 @@ def _check(coordinator: str | None, number: int | None, identity: int | None) ->
     missing = [flag for flag, value in given.items() if value is None]
     if len(missing) == len(given):
         return
+    if number is not None and number < 1:
+        raise UsageError(f"--num-processes {number}: must be at least 1")
     if coordinator is None or number is None or identity is None:
         raise UsageError(f"{', '.join(given)} go together; missing: {', '.join(missing)}")
     if not coordinator.rpartition(":")[2].isdecimal() or ":" not in coordinator:

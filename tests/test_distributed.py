@@ -221,6 +221,8 @@ def test_two_processes_train_one_model_and_stop_together(tmp_path):
     ("flags", "error"),
     [
         (("host:1", 2, None), "go together; missing: --process-id"),
+        (("host:1", 0, 0), "--num-processes 0: must be at least 1"),
+        ((None, 0, None), "--num-processes 0: must be at least 1"),
         ((None, None, 0), "go together; missing: --coordinator, --num-processes"),
         (("host", 2, 0), "--coordinator host: give HOST:PORT"),
         (("host:1", 2, 2), "--process-id 2: there are processes 0 to 1"),
