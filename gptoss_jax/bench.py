@@ -125,7 +125,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _model(arguments: argparse.Namespace) -> None:
-    if arguments.mesh and not arguments.checkpoint:
+    if arguments.mesh is not None and not arguments.checkpoint:
         raise UsageError("--mesh is for a whole model: give --checkpoint; layers take one device")
     distributed.join(arguments)
     import jax

@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if arguments.synthetic:
-        if arguments.source or arguments.to or arguments.adapter or arguments.mesh:
+        others = (arguments.source, arguments.to, arguments.adapter)
+        if any(others) or arguments.mesh is not None:
             parser.error("--synthetic takes one directory, no --to, --adapter or --mesh")
         return
     if not arguments.source or not arguments.to:
@@ -72,7 +73,7 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     if arguments.to == "peft" and not arguments.adapter:
         parser.error("--to peft takes --adapter DIR")
     merges = arguments.adapter and arguments.to in _PACKED
-    if arguments.mesh and not merges and arguments.to != "orbax":
+    if arguments.mesh is not None and not merges and arguments.to != "orbax":
         parser.error("--mesh is for models in memory: --to orbax, or --adapter with hf or original")
     if arguments.layers is not None or arguments.seed is not None:
         parser.error("--layers and --seed belong to --synthetic")
@@ -115,7 +116,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     if packs and not source.packed_experts:
         print("note: the experts are dense; this quantises them to MXFP4", file=sys.stderr)
     compares = packs and trained and (trained.has_experts or not source.packed_experts)
-    mesh = choose_mesh(source.config, arguments.mesh) if compares or arguments.mesh else None
+    asked = arguments.mesh is not None
+    mesh = choose_mesh(source.config, arguments.mesh) if compares or asked else None
     save_source(source, arguments.to, arguments.directory, adapter=trained)
     if not compares:
         return

@@ -138,7 +138,7 @@ def _command(arguments: argparse.Namespace) -> str:
     given = " --adapter ADAPTER" if arguments.adapter else ""
     given += f" --cache {arguments.cache}" if arguments.cache else ""
     given += " --run RUN" if arguments.run else ""
-    given += f" --mesh {arguments.mesh}" if arguments.mesh else ""
+    given += f" --mesh {arguments.mesh}" if arguments.mesh is not None else ""
     given += f" --dtype {arguments.dtype}" if arguments.dtype != "float32" else ""
     if arguments.skills != list(SKILLS):
         given += f" --skills {' '.join(arguments.skills)}"

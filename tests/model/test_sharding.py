@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gptoss_jax.nano
-from gptoss_jax import sharding
+from gptoss_jax import bench, convert, sharding
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.engine import Engine
 from gptoss_jax.inference.requests import Request
@@ -262,6 +262,17 @@ def test_what_is_no_mesh_is_refused(text):
         UserError, match="is no axis=size; axes are data, fsdp, context, expert, tensor"
     ):
         sharding.parse(text)
+
+
+def test_verbs_that_take_no_mesh_here_refuse_an_empty_one(capsys):
+    with pytest.raises(UserError, match="--mesh is for a whole model"):
+        bench.main(bench.build_parser().parse_args(["model", "--mesh="]))
+    with pytest.raises(SystemExit):
+        convert.main(["--synthetic", "tiny", "none", "--mesh="])
+    with pytest.raises(SystemExit):
+        convert.main(["nano", "none", "--to", "hf", "--mesh="])
+    said = capsys.readouterr().err
+    assert "no --to, --adapter or --mesh" in said and "--mesh is for models in memory" in said
 
 
 def test_a_mesh_that_does_not_divide_is_refused_with_the_nearest_that_do():
