@@ -62,7 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _batch(text: str) -> int | str:
-    return _MOST if text == _MOST else int(cli.number(int, 1)(text))
+    if text == _MOST:
+        return _MOST
+    try:
+        return int(cli.number(int, 1)(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} must be a number or {_MOST}") from None
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -75,7 +80,7 @@ def main(arguments: argparse.Namespace) -> None:
     # A compiler without its device cannot load what the cache holds, and warns.
     jax.config.update("jax_enable_compilation_cache", False)
     job = _job(arguments)
-    rows = [_one(job, arguments)] if arguments.topology else report.table(job, _note)
+    rows = [_one(job, arguments)] if arguments.topology is not None else report.table(job, _note)
     if arguments.json:
         for row in rows:
             print(json.dumps({"topology": row.slice.name} | row.as_dict()))
@@ -97,9 +102,9 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if not training and (arguments.config or arguments.overrides or not arguments.model):
         raise UsageError("give --model 20b, 120b or a checkpoint; --config goes with --task train")
-    if arguments.batch == _MOST and not arguments.topology:
+    if arguments.batch == _MOST and arguments.topology is None:
         raise UsageError("--batch max goes with --topology")
-    if arguments.mesh and not arguments.topology:
+    if arguments.mesh is not None and arguments.topology is None:
         raise UsageError("--mesh goes with --topology: a table chooses for each slice")
     cli.check_picture(arguments.plot)
 
@@ -146,7 +151,7 @@ def _one(job: "Job", arguments: argparse.Namespace) -> "Report":
     from gptoss_jax.topology import NoCompilerError
 
     name, mesh = arguments.topology, arguments.mesh
-    shape = sharding.parse(mesh) if mesh else None
+    shape = None if mesh is None else sharding.parse(mesh)
 
     def ask(by: Callable) -> "Report":
         if arguments.batch == _MOST and isinstance(job, Generate):

@@ -249,9 +249,11 @@ def default_shape(config: Config, devices: int, *, whole: bool = False) -> dict[
     left over, if it divides.
     """
     best, chosen = (1, 1, -1, 1), {}
-    for used in range(2, devices + 1):
-        for expert in (n for n in range(1, used + 1) if used % n == 0):
-            shape = {"expert": expert, "tensor": used // expert}
+    # A larger tensor divides neither heads nor experts.
+    tensors = max(config.num_heads, config.num_experts)
+    for expert in range(1, min(config.num_experts, devices) + 1):
+        for tensor in range(1, min(tensors, devices // expert) + 1):
+            shape, used = {"expert": expert, "tensor": tensor}, expert * tensor
             if _problem(config, shape):
                 continue
             split = split_of(config, shape)

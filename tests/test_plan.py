@@ -153,6 +153,11 @@ def test_what_a_compiler_refuses():
         ("v9:1", "unknown chip 'v9'"),
         ("v5e", "as v5e:2x4"),
         ("h100:x", "h100:8"),
+        ("h100:2x2", "give the chips too, as h100:8"),
+        ("h100:0", "as h100:8"),
+        (f"h100:{'9' * 5000}", "as h100:8"),
+        ("v5e:999x999", "at most 9,216 chips"),
+        ("", "topology '': unknown chip ''; known: v5e"),
     ],
 )
 def test_a_topology_that_is_none_is_refused(name, message):
@@ -200,6 +205,12 @@ def test_a_mesh_that_does_not_divide_is_refused():
         ("", "give --model 20b, 120b or a checkpoint"),
         ("--model 20b --batch max", "--batch max goes with --topology"),
         ("--model 20b --mesh expert=2", "--mesh goes with --topology"),
+        ("--model 20b --mesh=", "--mesh goes with --topology"),
+        ("--model 20b --topology h100:1 --mesh=", "--mesh : '' is no axis=size"),
+        (
+            "--model 20b --topology h100:1 --batch 99999999999999999999",
+            "--batch 9+: at most 65,536",
+        ),
         ("--model 20b --task train", "--task train takes --config FILE"),
         ("--task train --config a.py --batch 4", "--batch, --context and --cache are generation's"),
         (
@@ -214,6 +225,22 @@ def test_a_mesh_that_does_not_divide_is_refused():
 def test_flags_that_do_not_go_together_are_refused(words, error):
     with pytest.raises(UsageError, match=error):
         plan_verb.main(cli.parse_with_overrides(plan_verb.build_parser(), words.split()))
+
+
+def test_a_topology_without_a_name_is_refused(counted):
+    code, _, err = counted("--model", "20b", "--topology=")
+    assert (code, err.splitlines()[-1][:32]) == (1, "error: topology '': unknown chip")
+
+
+def test_a_batch_that_is_no_number_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        plan_verb.build_parser().parse_args(["--batch", "most"])
+    assert capsys.readouterr().err.endswith("argument --batch: most must be a number or max\n")
+
+
+def test_the_largest_slice_and_batch_are_counted_soon():
+    job = Generate(PRESETS["20b"], 65_536, 8192)
+    assert not report.estimate(job, "v5p:16x24x24", None).fits
 
 
 @pytest.mark.parametrize("most", [64, 100, 500])

@@ -23,7 +23,9 @@ from gptoss_jax.model.cache import PAGE, LayerCache, pages_for, slot_bytes
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss, abstract
 
-_DRAWS = 4096
+_DRAWS, _FEWEST_DRAWS = 4096, 32
+# Random numbers that are drawn for one answer at most, where that leaves the fewest draws.
+_NUMBERS = 2**28
 _OF_KV_HEADS = ("w_k_CD", "b_k_C", "w_v_CD", "b_v_C")
 _EXPERTS = ("w_gate_up_EDF", "b_gate_up_EF", "w_down_EFD", "b_down_ED")
 _CACHE_DTYPE = jnp.dtype(jnp.bfloat16)
@@ -206,7 +208,8 @@ def busiest(
     """How many experts are active on the device that has most, expected under uniform routing.
 
     With a tile, how many tiles of so many (row, expert) pairs there are of them. Drawn 4,096 times
-    with a fixed seed: a closed form exists for the mean only, which is less.
+    (less often of many rows, which differ less) with a fixed seed: a closed form exists for the
+    mean only, which is less.
 
     Args:
       experts: of a layer.
@@ -217,15 +220,15 @@ def busiest(
       tile: pairs.
     """
     rng = np.random.default_rng(0)
-    most = []
-    for _ in range(_DRAWS):
+    most, draws = [], min(_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // (rows * experts)))
+    for _ in range(draws):
         scores = rng.random((rows, experts))
         chosen = np.argpartition(scores, active - 1, axis=1)[:, :active]
         pairs = np.bincount(chosen.reshape(-1), minlength=experts)
         rounds = -(-pairs // (tile or rows))
         most.append(rounds.reshape(parts, -1).sum(1).max())
     # The largest of so many draws: the i-th of n sorted ones is it with this probability.
-    at_most = (np.arange(_DRAWS + 1) / _DRAWS) ** copies
+    at_most = (np.arange(draws + 1) / draws) ** copies
     return float(np.sort(most) @ np.diff(at_most))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from gptoss_jax.errors import UserError
 
@@ -45,6 +46,8 @@ CHIPS = {
     "h200": Chip(_GPU_SHARE * 151_397_597_184, 4800e9, 989e12, 1, "cuda", 8, 5.0),
     "a100-80": Chip(_GPU_SHARE * 85_100_068_864, 2039e9, 312e12, 1, "cuda", 8, 2.5),
 }
+_MOST_CHIPS = 9_216  # of a pod of tpu7x, the largest there is
+_SIZE = re.compile(r"[1-9][0-9]{0,5}")
 # Slices a table goes through.
 COMMON = (
     *("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v6e:1x1", "v6e:2x2", "v6e:2x4", "v5p:1x1x1"),
@@ -87,13 +90,18 @@ def slice_of(name: str) -> Slice:
     """The slice a topology's name means.
 
     Raises:
-      UserError: the kind is unknown, or what follows it is no number of chips.
+      UserError: the kind is unknown, or what follows it is no number of chips there can be.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
         raise UserError(f"topology {name!r}: unknown chip {kind!r}; known: {', '.join(CHIPS)}")
     sizes = shape.split("x")
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        example = "8" if CHIPS[kind].platform == "cuda" else "2x4"
-        raise UserError(f"topology {name!r}: give the chips too, as {kind}:{example}")
-    return Slice(name, CHIPS[kind], math.prod(map(int, sizes)))
+    on_gpu = CHIPS[kind].platform == "cuda"
+    if not all(map(_SIZE.fullmatch, sizes)) or (on_gpu and len(sizes) > 1):
+        raise UserError(
+            f"topology {name!r}: give the chips too, as {kind}:{'8' if on_gpu else '2x4'}"
+        )
+    chips = math.prod(map(int, sizes))
+    if chips > _MOST_CHIPS:
+        raise UserError(f"topology {name!r}: at most {_MOST_CHIPS:,} chips")
+    return Slice(name, CHIPS[kind], chips)

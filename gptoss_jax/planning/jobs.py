@@ -57,7 +57,9 @@ class Generate:
         return sharding.default_shape(self.sizes, where.devices, whole=not where.is_one_host)
 
     def check(self, shape: Mapping[str, int], devices: int) -> None:
-        """Raises a UsageError for a mesh that is of no use here, or a context there is not."""
+        """Raises a UsageError for a mesh of no use here, or a batch or context there is not."""
+        if self.batch > MOST_SEQUENCES:
+            raise UsageError(f"--batch {self.batch}: at most {MOST_SEQUENCES:,}")
         if self.context > self.sizes.max_context:
             raise UsageError(f"--context {self.context}: the model has {self.sizes.max_context}")
         sharding.check(self.sizes, shape, devices)
