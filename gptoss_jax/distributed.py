@@ -1,6 +1,7 @@
 """Several processes as one program: how they find each other, who prints, how they end together."""
 
 import argparse
+import http.client
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from gptoss_jax.errors import UsageError, UserError
 _SILENCE = 20
 # How long one waits for the others at the beginning (seconds): schedulers start them one by one.
 _GATHERING = 300
+# How long the metadata server may take (seconds), and what it is asked.
+_METADATA, _WORKER = 5, "/computeMetadata/v1/instance/attributes/agent-worker-number"
 
 # In errors of collectives: the words of a connection whose other end is gone.
 _CLOSED = ("Connection closed by peer", "Connection reset", "Socket closed", "Broken pipe")
@@ -92,10 +95,10 @@ def is_first(arguments: argparse.Namespace) -> bool:
     if flags[0] is not None:
         return arguments.process_id == 0
     if not _in_cluster():
-        return True
+        return not _on_tpu_host() or _worker_of_metadata() == "0"
     numbers = ("SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID")
     own = next((os.environ[name] for name in numbers if name in os.environ), "0")
-    return own == "0"
+    return own == os.environ.get("MEGASCALE_SLICE_ID", "0") == "0"
 
 
 def joined() -> bool:
@@ -169,7 +172,9 @@ def _in_cluster() -> bool:
     env = os.environ
     slurm = env.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
-    return slurm or kubernetes or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    hosts = env.get("TPU_WORKER_HOSTNAMES", "") + env.get("TPU_PROCESS_ADDRESSES", "")
+    slices = env.get("MEGASCALE_NUM_SLICES", "1") != "1"
+    return slurm or kubernetes or slices or "," in hosts
 
 
 def _own_devices() -> list[int] | None:
@@ -186,6 +191,20 @@ def _on_tpu_host() -> bool:
     """Whether this may be a host of a TPU slice; only the metadata server knows of how many."""
     devices = any(Path("/dev", name).exists() for name in ("accel0", "vfio/0"))
     return devices and os.environ.get("JAX_PLATFORMS", "") != "cpu"
+
+
+def _worker_of_metadata() -> str:
+    """A Cloud TPU VM's number in its slice; no variable has it. "0" where nobody knows of one."""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    connection = http.client.HTTPConnection(server, timeout=_METADATA)
+    try:
+        connection.request("GET", _WORKER, headers={"Metadata-Flavor": "Google"})
+        answer = connection.getresponse()
+        return answer.read().decode().strip() if answer.status == 200 else "0"
+    except OSError:
+        return "0"
+    finally:
+        connection.close()
 
 
 def _filter_native_output() -> None:

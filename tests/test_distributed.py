@@ -1,12 +1,14 @@
 """Several processes as one program: two of four fake devices each, over gloo."""
 
 import argparse
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -265,6 +267,12 @@ SLURM, JOB = {"SLURM_STEP_NUM_TASKS": "2"}, {"KUBERNETES_SERVICE_HOST": "10.0.0.
         ("", JOB | {"JOB_COMPLETION_INDEX": "1"}, False),
         ("--num-processes 1", JOB | {"JOB_COMPLETION_INDEX": "1"}, True),
         ("", {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, False),
+        ("", {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_ID": "1"}, False),
+        (
+            "",
+            {"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_ID": "0", "MEGASCALE_SLICE_ID": "1"},
+            False,
+        ),
         ("--coordinator a:1 --num-processes 2 --process-id 0", {}, True),
         ("--coordinator a:1 --num-processes 2 --process-id 1", {}, False),
     ],
@@ -320,3 +328,39 @@ def test_processes_that_never_met_are_told_so():
     fatal = "F1 client.h:80] Terminating: the JAX distributed service detected fatal errors.\n"
     (late,) = native_output.shown([fatal, "RPC: /xla.coordination.Service/RegisterTask\n"])
     assert "not all processes came together" in late
+
+
+def without_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    distributed.add_flags(parser)
+    return parser.parse_args([])
+
+
+@pytest.mark.parametrize(
+    ("status", "number", "first"), [(200, "0", True), (200, "1", False), (404, "1", True)]
+)
+def test_a_cloud_tpu_vm_asks_the_metadata_server_for_its_number(monkeypatch, status, number, first):
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            is_asked = self.path.endswith("/attributes/agent-worker-number")
+            is_asked &= self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(status if is_asked else 403)
+            self.end_headers()
+            self.wfile.write(number.encode())
+
+        def log_message(self, *_):
+            """Says nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
+        monkeypatch.setattr(distributed, "_on_tpu_host", lambda: True)
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        assert distributed.is_first(without_flags()) == first
+        answering.join()
+
+
+def test_where_no_metadata_server_answers_a_host_is_alone(monkeypatch):
+    monkeypatch.setattr(distributed, "_on_tpu_host", lambda: True)
+    monkeypatch.setenv("GCE_METADATA_IP", "127.0.0.1:1")
+    assert distributed.is_first(without_flags())
