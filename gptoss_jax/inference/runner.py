@@ -457,8 +457,16 @@ class Runner:
             self._devices,
             compiler_options(self._platform),
         )
-        self._report(f"compiled {name} in {time.perf_counter() - began:.1f} s")
+        self._report(f"compiled {_sized(name, arguments)} in {time.perf_counter() - began:.1f} s")
         return program
+
+
+def _sized(name: str, arguments: tuple) -> str:
+    """A program's name with the sizes that it was compiled for."""
+    rows = next(x.token_B.shape[0] for x in arguments if isinstance(x, State))
+    if name not in ("prefill", "forward", "verify", "draft"):
+        return f"{name} (rows {rows})"
+    return f"{name} (rows {rows}, tokens {arguments[1].shape[1]})"
 
 
 def _constrained(rows: Sequence[requests.Sequence | None]) -> bool:

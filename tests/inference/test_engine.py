@@ -281,3 +281,11 @@ def test_whatever_the_temperature_a_constraint_holds(nano):
         assert made[-1] in tokenizer.stop_ids
         value = json.loads(tokenizer.decode(made[:-1]))
         assert 2 <= len(value) <= 3 and all(item in (1, 22, "x") for item in value)
+
+
+def test_it_tells_what_is_compiled_for_which_sizes(model):
+    lines: list[str] = []
+    engine = engine_of(model, report=lines.append)
+    answers(engine, [Request(prompt(9), 4, temperature=0.0)])
+    told = {line.partition(" in ")[0] for line in lines}
+    assert told == {"compiled prefill (rows 1, tokens 32)", "compiled decode (rows 1)"}
