@@ -44,12 +44,12 @@ def test_xml_of_nano_is_valid(nano):
 def test_a_constraint_that_gives_up_ends_its_request_alone(nano):
     model, tokenizer = nano
     engine = engine_for(model, tokenizer, 2, max_tokens=256)
-    hostile = Constraint(tokenizer, constraints.regex("(a?){500}a{500}"), raw=True)
+    hostile = Constraint(tokenizer, constraints.regex("[bc]{9}(a?){500}a{500}"), raw=True)
     friendly = Constraint(tokenizer, constraints.regex("[ab]{30}"), raw=True)
     asked = [Request([5], 60, constraint=constraint) for constraint in (hostile, friendly)]
     given_up, other = turns(engine, tokenizer, asked)
     assert given_up.finish_reason == "error" and len(given_up.tokens) < 60
-    assert set(tokenizer.decode(given_up.tokens)) <= {"a"}
+    assert set(tokenizer.decode(given_up.tokens)) <= set("abc")
     assert other.finish_reason == "stop" and len(tokenizer.decode(other.tokens[:-1])) == 30
 
 
