@@ -65,6 +65,13 @@ class Pool:
             self._id_of[key] = id_
             self._key_of[id_] = key
 
+    def claim(self, key: bytes) -> int:
+        """The id that is kept under a key, now held once, and no more found under it."""
+        id_ = self._id_of.pop(key)
+        del self._key_of[id_], self._kept[id_]
+        self._holders[id_] = 1
+        return id_
+
     def is_kept(self, id_: int | None) -> bool:
         """Whether nobody holds an id that is kept."""
         return id_ in self._kept
@@ -103,6 +110,11 @@ def prefix_keys(
     keys = list(known)
     for first in range(len(keys) * page, len(tokens) // page * page, page):
         before = keys[-1] if keys else root
-        here = np.asarray(tokens[first : first + page], np.int32).tobytes()
-        keys.append(hashlib.blake2b(before + here, digest_size=16).digest())
+        keys.append(key_after(before, tokens[first : first + page]))
     return keys
+
+
+def key_after(before: bytes, tokens: Sequence[int]) -> bytes:
+    """A key for tokens and all before them, for which another one stands."""
+    here = np.asarray(tokens, np.int32).tobytes()
+    return hashlib.blake2b(before + here, digest_size=16).digest()

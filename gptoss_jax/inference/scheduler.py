@@ -1,22 +1,25 @@
 """Which sequences the next device call computes, and where they keep their keys and values.
 
-A pure state machine: `next` gives a call, `prefilled` or `decoded` takes what came of it. Every
-process of several comes to the same calls. Knows no device.
+A pure state machine: `next` gives a call, `prefilled` or `decoded` takes what came of it. Knows no
+device, and of no other process: `following`.
 
 A sequence waits until a ring and the pages of its whole prompt are free. Prompts go in chunks,
 which take turns with each other and with decoding. A sequence that grows beyond the free pages
 displaces the youngest, which waits again and is computed anew: as the random numbers of a token
 depend on the seed and its position alone, nobody sees it. One whose prompt begins as another's that
-is being computed waits for the pages of that one, and lets those behind it pass.
+is being computed waits for the pages of that one, and lets those behind it pass. What an ended
+sequence leaves in the cache is kept as long as there is room, its last page included: `tails`.
 """
 
 import bisect
 import dataclasses
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
+from typing import NamedTuple
 
 from gptoss_jax.inference.pools import Pool, prefix_keys
 from gptoss_jax.inference.requests import Sequence, Stage
+from gptoss_jax.inference.tails import Tail, Tails
 from gptoss_jax.model.cache import PAGE, pages_for
 
 # Tokens a row of a prefill call, which has at most the largest's tokens in all.
@@ -61,6 +64,7 @@ class Verify:
     guesses: Rows[Rows[int]]
 
 
+Call = Prefill | Decode | Verify
 Guess = Callable[[Rows[Sequence | None]], Rows[Rows[int]]]
 
 
@@ -71,6 +75,7 @@ class Part:
         """Nothing runs."""
         self.pages = Pool(pages)
         self.rings = Pool(rings)
+        self.tails = Tails(self.pages, self.rings, rings)
         self.running: list[Sequence] = []
 
 
@@ -117,7 +122,7 @@ class Scheduler:
         """A new sequence, or one that was displaced: the earlier it came, the sooner it runs."""
         bisect.insort(self._waiting, sequence, key=lambda s: (-s.request.priority, s.order))
 
-    def next(self, most_steps: int, guess: Guess | None = None) -> Prefill | Decode | Verify | None:
+    def next(self, most_steps: int, guess: Guess | None = None) -> Call | None:
         """The next call, or None where nothing is to be done.
 
         Args:
@@ -177,8 +182,24 @@ class Scheduler:
             self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:
+        if self._reuse and sequence.stage is Stage.DECODING:
+            self._keep(sequence, self.parts[sequence.part])
         self._vacate(sequence)
         sequence.stage = Stage.ENDED
+
+    def _keep(self, sequence: Sequence, part: Part) -> None:
+        """Lets a prompt that says all that is cached, and more, go on from there."""
+        cached = sequence.tokens[: sequence.computed]
+        whole, root = len(cached) // PAGE, _root(sequence)
+        keys = prefix_keys(cached, PAGE, sequence.keys[:whole], root)
+        for page, key in zip(sequence.pages, keys, strict=False):
+            part.pages.publish(page, key)
+        before = keys[-1] if keys else root
+        if len(cached) % PAGE:
+            tokens = cached[whole * PAGE :]
+            part.tails.keep(before, tokens, sequence.pages[whole], sequence.ring)
+        else:
+            part.rings.publish(sequence.ring, before)
 
     def _vacate(self, sequence: Sequence) -> None:
         """Gives back all that a running sequence holds."""
@@ -212,16 +233,15 @@ class Scheduler:
             if all(len(part.running) == self._sequences for part in self.parts):
                 return
             if self._reuse:
-                root = sequence.adapter.root if sequence.adapter else b""
-                sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys, root)
+                sequence.keys = prefix_keys(sequence.tokens, PAGE, sequence.keys, _root(sequence))
                 if self._awaits(sequence):
                     continue
             # Where most of the prompt is kept, then where fewest run.
             order = sorted(
                 range(len(self.parts)),
-                key=lambda i: (-self._kept(sequence, self.parts[i]), len(self.parts[i].running)),
+                key=lambda i: (-self._start(sequence, i).tokens, len(self.parts[i].running)),
             )
-            chosen = next((i for i in order if self._fits(sequence, self.parts[i])), None)
+            chosen = next((i for i in order if self._fits(sequence, i)), None)
             if chosen is None:
                 return
             self._waiting.remove(sequence)
@@ -255,13 +275,24 @@ class Scheduler:
         there = range(self._there(sequence, part), 0, -1)
         return next((n for n in there if part.rings.find(sequence.keys[n - 1]) is not None), 0)
 
-    def _fits(self, sequence: Sequence, part: Part) -> bool:
-        kept = self._kept(sequence, part)
+    def _start(self, sequence: Sequence, where: int) -> "_Start":
+        """Where it would begin in a part: behind a tail, or behind whole pages."""
+        part, kept = self.parts[where], self._kept(sequence, self.parts[where])
+        for pages in range(self._there(sequence, part), kept - 1, -1):
+            before = sequence.keys[pages - 1] if pages else _root(sequence)
+            rest = sequence.tokens[pages * PAGE : (pages + 1) * PAGE]
+            if self._reuse and (tail := part.tails.find(before, rest)):
+                return _Start(pages, tail)
+        return _Start(kept, None)
+
+    def _fits(self, sequence: Sequence, where: int) -> bool:
+        part, (kept, tail) = self.parts[where], self._start(sequence, where)
         shared = [part.pages.find(key) for key in sequence.keys[:kept]]
         # What is kept and will be shared cannot be given away as well.
         idle = sum(part.pages.is_kept(id_) for id_ in shared if id_ is not None)
         new = pages_for(len(sequence.tokens)) - kept
-        rings = 1 + (kept > 0 and part.rings.is_kept(part.rings.find(sequence.keys[kept - 1])))
+        of_prefix = kept > 0 and not tail
+        rings = 1 + (of_prefix and part.rings.is_kept(part.rings.find(sequence.keys[kept - 1])))
         # A page more for everyone who may grow: else what begins now is displaced at once.
         growing = sum(pages_for(s.limit) > len(s.pages) for s in part.running)
         wanted = new + idle + growing
@@ -269,21 +300,24 @@ class Scheduler:
         return room and wanted <= part.pages.available and rings <= part.rings.available
 
     def _begin(self, sequence: Sequence, where: int) -> None:
-        part = self.parts[where]
-        kept = self._kept(sequence, part)
-        ids = [part.pages.find(key) for key in sequence.keys[:kept]]
+        part, start = self.parts[where], self._start(sequence, where)
+        ids = [part.pages.find(key) for key in sequence.keys[: start.pages]]
         sequence.pages = [id_ for id_ in ids if id_ is not None]
         for page in sequence.pages:
             part.pages.hold(page)
-        source = part.rings.find(sequence.keys[kept - 1]) if kept else None
-        if source is not None:
-            part.rings.hold(source)
+        if start.tail:
+            sequence.pages.append(part.pages.claim(start.tail.key))
+            sequence.ring = sequence.source = part.rings.claim(start.tail.key)
+        else:
+            source = part.rings.find(sequence.keys[start.pages - 1]) if start.pages else None
+            if source is not None:
+                part.rings.hold(source)
+            sequence.ring = part.rings.take()
+            sequence.source = source or sequence.ring
         while len(sequence.pages) < pages_for(len(sequence.tokens)):
             sequence.pages.append(part.pages.take())
-        sequence.ring = part.rings.take()
-        sequence.source = source or sequence.ring
         sequence.part = where
-        sequence.computed = kept * PAGE
+        sequence.computed = start.tokens
         # Whoever comes next can go on where this one would have liked to.
         sequence.ends = {self._there(sequence, part)}
         sequence.reused = max(sequence.reused, min(sequence.computed, len(sequence.request.prompt)))
@@ -385,6 +419,22 @@ class Scheduler:
         """Pages it lacks to have `steps` more tokens in the cache."""
         last = min(sequence.computed + steps, sequence.limit)
         return max(0, pages_for(last) - len(sequence.pages))
+
+
+class _Start(NamedTuple):
+    """Where a prompt begins to be computed: behind so many pages, and a tail."""
+
+    pages: int
+    tail: Tail | None
+
+    @property
+    def tokens(self) -> int:
+        return self.pages * PAGE + (len(self.tail.tokens) if self.tail else 0)
+
+
+def _root(sequence: Sequence) -> bytes:
+    """What the cache depends on beside tokens, see `prefix_keys`."""
+    return sequence.adapter.root if sequence.adapter else b""
 
 
 def _until_an_end(running: Rows[Sequence], most: int) -> int:

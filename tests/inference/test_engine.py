@@ -172,17 +172,21 @@ def test_nothing_is_lost_to_others_who_have_the_engine_step(model):
     assert made == expected
 
 
-def test_a_second_turn_computes_what_is_new(small_pages, model, one):
-    engine = engine_of(model)
-    first = Request(prompt(37), 6, temperature=0.0)
+@pytest.mark.parametrize("cache", [None, "int8"])
+@pytest.mark.parametrize(("made", "forgets", "reused"), [(6, 0, 42), (12, 0, 48), (6, 4, 32)])
+def test_a_second_turn_computes_what_is_new(small_pages, model, cache, made, forgets, reused):
+    """All that was said but its last token is there; whole pages of the prompt, if it forgets."""
+    engine, one = (engine_of(model, cache=cache, reuse=reuse) for reuse in (True, False))
+    first = Request(prompt(37), made, temperature=0.0)
     (said,) = answers(engine, [first])
-    second = Request([*first.prompt, *said, *prompt(9, seed=2)], 6, temperature=0.0)
+    kept = said[: made - forgets]
+    second = Request([*first.prompt, *kept, *prompt(9, seed=2)], 6, temperature=0.0)
     before = engine.timings.prefill_tokens
     sequence = engine.submit(second)
     while not sequence.ended:
         engine.step()
-    assert sequence.reused == 32  # whole pages of the first prompt
-    assert engine.timings.prefill_tokens - before == len(second.prompt) - 32
+    assert sequence.reused == reused
+    assert engine.timings.prefill_tokens - before == len(second.prompt) - reused
     assert [sequence.generated] == answers(one, [second])
 
 

@@ -66,6 +66,20 @@ class Machine(RuleBasedStateMachine):
         for _ in range(count):
             self.submit(shared, own, 5, 0)
 
+    @rule(which=st.integers(0, 50), more=st.integers(1, 9), count=st.integers(1, 2))
+    @precondition(lambda self: any(s.ended for s in self.submitted))
+    def go_on(self, which, more, count):
+        """With all that was said, and more."""
+        ended = [s for s in self.submitted if s.ended]
+        prompt = [*ended[which % len(ended)].tokens, *range(6, 6 + more)]
+        if len(prompt) >= PAGES * PAGE:
+            return
+        for _ in range(count):
+            sequence = Sequence(Request(tuple(prompt), 3), len(self.submitted), 0, list(prompt))
+            sequence.limit = min(len(prompt) + 3, PAGES * PAGE)
+            self.submitted.append(sequence)
+            self.scheduler.add(sequence)
+
     @rule(which=st.integers(0, 50))
     @precondition(lambda self: self.submitted)
     def cancel(self, which):
@@ -380,3 +394,51 @@ def test_a_key_stands_for_all_tokens_before():
     assert prefix_keys(tokens, 4, keys[:2]) == keys
     changed = prefix_keys([9, *tokens[1:]], 4)
     assert not set(keys) & set(changed)
+
+
+def computed_of(scheduler: Scheduler, sequences: list[Sequence]) -> list[int]:
+    """How many tokens of each are prefilled until all have ended; each says 9s."""
+    computed = dict.fromkeys(sequences, 0)
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while (call := scheduler.next(1)) is not None:
+        if isinstance(call, Prefill):
+            for sequence, added in zip(call.rows, call.added, strict=True):
+                computed[sequence] = computed.get(sequence, 0) + added
+            scheduler.prefilled(call, [9] * len(call.rows), frozenset())
+        else:
+            scheduler.decoded(call, [[9]] * len(call.rows), frozenset())
+    return [computed[sequence] for sequence in sequences]
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+@pytest.mark.parametrize("made", [1, 4, 5])
+def test_who_goes_on_from_all_that_was_said_computes_only_what_is_new(length, made):
+    """The last token that was made was not computed yet. The second who comes has whole pages."""
+    scheduler = Scheduler(sequences=2, pages=30, rings=20)
+
+    def asked(tokens: list[int], count: int) -> Sequence:
+        return Sequence(Request(tokens, count), 0, len(tokens) + count, list(tokens))
+
+    prompt = list(range(100, 100 + length))
+    assert computed_of(scheduler, [asked(prompt, made)]) == [length]
+    longer = [*prompt, *[9] * made, 7, 8]
+    cached = length + made - 1
+    assert computed_of(scheduler, [asked(longer, 1)]) == [len(longer) - cached]
+    other = [*longer[:-1], 5]
+    (again,) = computed_of(scheduler, [asked(other, 1)])
+    assert again >= len(other) - (len(other) - 1) // PAGE * PAGE
+    assert scheduler.parts[0].pages.held == scheduler.parts[0].rings.held == 0
+
+
+def test_a_tail_is_gone_with_its_page_or_its_ring():
+    for pages, rings in ((4, 20), (30, 2)):
+        scheduler = Scheduler(sequences=1, pages=pages, rings=rings)
+        first = Sequence(Request([1, 2, 3], 2), 0, 5, [1, 2, 3])
+        assert computed_of(scheduler, [first]) == [3]
+        for seed in range(3):  # takes all there is
+            ids = [50 + 10 * seed + i for i in range(14)]
+            computed_of(scheduler, [Sequence(Request(ids, 1), 0, 15, list(ids))])
+        longer = [*first.tokens, 6]
+        again = Sequence(Request(longer, 1), 0, 6, list(longer))
+        assert computed_of(scheduler, [again]) == [6]
