@@ -3,21 +3,29 @@
 import argparse
 import http.client
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from gptoss_jax import native_output
 from gptoss_jax.errors import UsageError, UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+_T = TypeVar("_T")
 # A process that has said nothing for so long (seconds) has ended, and so do the others.
 _SILENCE = 20
 # How long one waits for the others at the beginning (seconds): schedulers start them one by one.
 _GATHERING = 300
 # How long the metadata server may take (seconds), and what it is asked.
 _METADATA, _WORKER = 5, "/computeMetadata/v1/instance/attributes/agent-worker-number"
+
+# Bytes that are always sent of what process 0 tells the others.
+_HEAD = 1 << 12
 
 # In errors of collectives: the words of a connection whose other end is gone.
 _CLOSED = ("Connection closed by peer", "Connection reset", "Socket closed", "Broken pipe")
@@ -136,20 +144,42 @@ def lost(error: Exception) -> str | None:
 
 def same(ids: Sequence[int]) -> list[int]:
     """Process 0's ids in every process: it alone reads standard input, and knows the date."""
-    if not joined():
-        return list(ids)
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(ids))))
-    padded = np.zeros(length, np.int32)
-    padded[: len(ids)] = ids[:length]
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tolist()
+    return of_first(list(ids))
 
 
 def same_text(text: str) -> str:
     """Process 0's text in every process."""
-    return bytes(same(list(text.encode()))).decode() if joined() else text
+    return of_first(text)
+
+
+def of_first(thing: _T) -> _T:
+    """Process 0's thing, whatever can be pickled, in every process; all must come here to get it.
+
+    It goes where activations go, between the devices: there is no address to be reached at.
+    """
+    if not joined():
+        return thing
+    import jax
+    import numpy as np
+
+    own = pickle.dumps(thing) if jax.process_index() == 0 else b""
+    # Nearly all that is said fits in the first of two, and few sizes are compiled.
+    head = np.zeros(_HEAD, np.uint8)
+    sent = len(own).to_bytes(8, "little") + own
+    head[: len(sent)] = np.frombuffer(sent[:_HEAD], np.uint8)
+    got = _broadcast(head)
+    length = 8 + int.from_bytes(got[:8], "little")
+    if length > _HEAD:
+        rest = np.zeros(1 << (length - _HEAD - 1).bit_length(), np.uint8)
+        rest[: max(0, len(sent) - _HEAD)] = np.frombuffer(sent[_HEAD:], np.uint8)
+        got += _broadcast(rest)
+    return pickle.loads(got[8:length])
+
+
+def _broadcast(bytes_N: "np.ndarray") -> bytes:
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(bytes_N).tobytes()
 
 
 def _check(coordinator: str | None, number: int | None, identity: int | None) -> None:

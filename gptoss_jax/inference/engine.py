@@ -13,6 +13,7 @@ from gptoss_jax.inference.adapters import Adapters, Resident, Slots
 from gptoss_jax.inference.checks import check_sampling
 from gptoss_jax.inference.decode import Made
 from gptoss_jax.inference.draft import Drafter
+from gptoss_jax.inference.following import Elsewhere, Following, Leading, made_by_first
 from gptoss_jax.inference.memory import room_for
 from gptoss_jax.inference.programs import Programs
 from gptoss_jax.inference.requests import Request, check_prompt
@@ -33,6 +34,10 @@ class Engine:
 
     In float32 the tokens of a request do not depend on what else runs, as long as the programs have
     the same shapes; over other shapes logits differ by rounding.
+
+    Where several processes hold the model, each has an engine. That of process 0 schedules, the
+    others make its device calls: all step as often as it does, until it is not `busy` or, if they
+    do not submit what it does, until they are `closed`.
 
     Not done here: text (`completion`, `turns`); threads, all calls are one thread's (`service`).
     """
@@ -67,17 +72,18 @@ class Engine:
           reuse: whether prompts that begin the same, with one adapter, share what is cached.
           adapters: room for several, one a request; see `adapters`. None: for none.
           speculate: whether few sequences at a time guess what follows from what they said before,
-            and verify that in one call, while this is the faster way. Not over several processes,
-            whose clocks differ.
-          draft: a smaller model with the same vocabulary, on the same mesh, that guesses instead.
+            and verify that in one call, while this is the faster way.
+          draft: a smaller model with the same vocabulary, on the same mesh, that guesses instead;
+            in one process only.
           cache: "int8" or "fp8", the format of keys and values in full layers' pages, which then
             take half of the bytes; None: what activations are computed in.
           report: told in a line what was compiled and how long that took.
 
         Raises:
           UserError: the mesh splits sequences, and these not into equal parts; or there is to be
-            room for adapters and the model has one; or the draft's vocabulary or mesh is another;
-            or the cache's format is unknown; or no page fits beside the weights.
+            room for adapters and the model has one; or the draft's vocabulary or mesh is another,
+            or there are several processes; or the cache's format is unknown; or no page fits beside
+            the weights.
         """
         self.model = model
         self._stops = frozenset(stop_ids)
@@ -102,16 +108,22 @@ class Engine:
             pages=None if pages is None else pages // parts,
             reuse=reuse,
         )
-        self._runner = Runner(whole, programs, stop_ids, banned_ids, room, self._adapters, report)
-        self._scheduler = Scheduler(
-            sequences=own, pages=room.pages, rings=room.rings, parts=parts, reuse=reuse
+        several = _are_several(model)
+        share = {"shared": made_by_first} if several else {}
+        self._runner = Runner(
+            whole, programs, stop_ids, banned_ids, room, self._adapters, report, **share
         )
+        sizes = {"sequences": own, "pages": room.pages, "rings": room.rings, "parts": parts}
+        self._scheduler: Scheduler | Following
+        if several and jax.process_index():
+            self._scheduler = Following(self._begun)
+        else:
+            self._scheduler = (Leading if several else Scheduler)(**sizes, reuse=reuse)
         self._drafter = None
         if draft is not None:
             runner = Runner(draft, drafts[0], stop_ids, banned_ids, room, report=report)
             self._drafter = Drafter(runner, draft.config.max_context)
-        guesses = speculate or draft is not None
-        self._speculates = guesses and jax.process_count() == 1
+        self._speculates = speculate or draft is not None
         self._submitted = 0
         self._settle: Callable[[], list[requests.Sequence]] | None = None
 
@@ -185,19 +197,43 @@ class Engine:
         Raises:
           UserError: as `limit_of`.
         """
+        sequence = self._begun(request, self._submitted)
+        self._submitted += 1
+        self._scheduler.add(sequence)
+        return sequence
+
+    def _begun(self, request: Request, order: int) -> requests.Sequence:
         limit = self.limit_of(request)
-        sequence = requests.Sequence(request, self._submitted, limit, list(request.prompt))
+        sequence = requests.Sequence(request, order, limit, list(request.prompt))
         if request.adapter is not None:
             sequence.adapter = self.adapters.find(request.adapter)
         if request.constraint is not None:
-            sequence.matcher = request.constraint.matcher()
-        self._submitted += 1
-        self._scheduler.add(sequence)
+            sequence.matcher = (Elsewhere() if self.follows else request.constraint).matcher()  # pyright: ignore[reportAttributeAccessIssue]
         return sequence
 
     def cancel(self, sequence: requests.Sequence) -> None:
         """Ends a request before the next device call; its tokens so far stay."""
         sequence.cancelled = True
+
+    @property
+    def follows(self) -> bool:
+        """Whether process 0 decides what this one computes."""
+        return isinstance(self._scheduler, Following)
+
+    @property
+    def leads(self) -> bool:
+        """Whether other processes compute what this one decides."""
+        return isinstance(self._scheduler, Leading)
+
+    @property
+    def closed(self) -> bool:
+        """Whether process 0 tells this one of nothing more."""
+        return isinstance(self._scheduler, Following) and self._scheduler.closed
+
+    def close(self) -> None:
+        """Lets go of those that follow; the engine cannot be used after this."""
+        if isinstance(self._scheduler, Leading):
+            self._scheduler.close()
 
     def step(self) -> list[requests.Sequence]:
         """Waits for the device call under way, begins the next; the sequences with new tokens."""
@@ -294,11 +330,18 @@ class Engine:
                 self.cancel(sequence)
 
 
+def _are_several(model: GptOss) -> bool:
+    """Whether the model is split over several processes."""
+    return len({d.process_index for d in sharding.devices_of(model.embedding_VD[...])}) > 1
+
+
 def _guess(sequence: requests.Sequence, most: int) -> Sequence[int]:
     return sequence.lookup.guess(sequence.tokens, most)
 
 
 def _check_draft(draft: GptOss, model: GptOss) -> None:
+    if _are_several(model):
+        raise UserError("a draft guesses in one process only, and these are several; leave it out")
     if draft.config.vocab_size != model.config.vocab_size:
         raise UserError(
             f"the draft has {draft.config.vocab_size} ids, the model {model.config.vocab_size}; "

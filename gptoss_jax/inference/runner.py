@@ -163,6 +163,7 @@ class Runner:
         room: Room,
         adapters: Adapters | None = None,
         report: Callable[[str], None] | None = None,
+        shared: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda make: make(),
     ):
         """Allocates the cache.
 
@@ -174,6 +175,7 @@ class Runner:
           room: see there.
           adapters: whose model it is, None where there is no room for any.
           report: told in a line what was compiled and how long that took.
+          shared: gives what one process makes of what constraints allow, in all of them.
         """
         size = model.config.vocab_size
         self.timings = Timings()
@@ -193,6 +195,7 @@ class Runner:
         self._compilers = ThreadPoolExecutor(2)
         self._clock = Clock()
         self._report = report or (lambda line: None)
+        self._shared = shared
 
     @property
     def cache_bytes(self) -> int:
@@ -239,7 +242,7 @@ class Runner:
             steps = int(is_made_BS.any(0).sum())
             self.timings.decode_tokens += int(is_made_BS.sum())
             self.timings.decode_rows += steps * len(is_made_BS)
-            self.most_steps = self._steps(call.steps, steps, taken)
+            self.most_steps = max(1, min(MOST_STEPS, int(_CALL_SECONDS * steps / taken)))
             self.pace.decoded(taken, int(is_made_BS.sum()))
             return made
 
@@ -364,14 +367,6 @@ class Runner:
                 row[:count] = sequence.tokens[start : start + count]
         return self._programs.placed((tokens_BT, np.asarray(added, np.int32)), self._programs.batch)
 
-    def _steps(self, asked: int, made: int, taken: float) -> int:
-        """How many tokens the next call is to make; processes need the same, and clocks differ."""
-        if jax.process_count() > 1:  # a call cut short for others' sake says nothing
-            wanted = self.most_steps if made == asked < self.most_steps else 2 * made
-        else:
-            wanted = int(_CALL_SECONDS * made / taken)
-        return max(1, min(MOST_STEPS, wanted))
-
     def _state(
         self,
         rows: Sequence[requests.Sequence | None],
@@ -404,7 +399,9 @@ class Runner:
         limits = [sequence.limit if sequence else 0 for sequence in rows]
         sampling = Sampling.of([sequence.request if sequence else None for sequence in rows])
         limit_B = np.asarray(limits, np.int32)
-        allowed_BW = _allowed(choosing, len(rows), len(self._banned_V))
+        allowed_BW = np.zeros((len(rows), 0), np.int32)
+        if choosing:
+            allowed_BW = self._shared(lambda: _allowed(choosing, len(rows), len(self._banned_V)))
         wanted = any(s is not None and s.request.logprobs is not None for s in rows)
         ranks_K = logprobs.ranks(len(self._banned_V), wanted=wanted)
         names = [s.adapter if s else None for s in rows]
@@ -476,9 +473,7 @@ def _constrained(rows: Sequence[requests.Sequence | None]) -> bool:
 def _allowed(
     choosing: Sequence[requests.Sequence | None], rows: int, vocab_size: int
 ) -> np.ndarray:
-    """int32 [B, W], see `Rules`; no words where nobody is to choose."""
-    if not choosing:
-        return np.zeros((rows, 0), np.int32)
+    """int32 [B, W], see `Rules`."""
     # Late: without constraints nothing of llguidance is needed.
     from gptoss_jax.text.constraints import fill_masks
 

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
-import jax
-
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import requests
 from gptoss_jax.inference.engine import Engine
@@ -16,6 +14,8 @@ from gptoss_jax.inference.requests import Request, TokenLogprobs
 from gptoss_jax.inference.runner import Timings
 
 _T = TypeVar("_T")
+# Other processes hear as often (seconds) that there is nothing to do: no collective waits for long.
+_SIGN_OF_LIFE = 1.0
 
 
 class ServiceError(RuntimeError):
@@ -166,7 +166,8 @@ class Service:
 
     The engine is this object's alone from now on. `with Service(engine) as service:` closes it.
 
-    Not done here: several processes, whose engines need the same requests in the same order.
+    Of several processes all make one, and only that of process 0 takes requests; to close another
+    is to wait until that one is closed.
     """
 
     def __init__(self, engine: Engine, *, max_open: int = 1024):
@@ -175,15 +176,7 @@ class Service:
         Args:
           engine: that nobody else calls.
           max_open: requests that run or wait; more are refused.
-
-        Raises:
-          UserError: this is one of several processes.
         """
-        if jax.process_count() > 1:
-            raise UserError(
-                f"a Service takes requests in one process, and these are {jax.process_count()}; "
-                "submit the same ones to an Engine in all of them"
-            )
         self.engine = engine
         self._max_open = max_open
         self._changed = threading.Condition()
@@ -206,10 +199,12 @@ class Service:
         """Takes a request, from any thread, without waiting.
 
         Raises:
-          UserError: no engine could run it, or this one has not the room.
+          UserError: no engine could run it, or this one has not the room, or process 0 takes it.
           OverloadedError: `max_open` are open.
           StoppedError: the service was closed, or its engine failed.
         """
+        if self.engine.follows:
+            raise UserError("of several processes only process 0 takes requests; submit it there")
         self.engine.limit_of(request)
         stream = Stream(request)
         with self._changed:
@@ -228,9 +223,15 @@ class Service:
         Every answer waits as long.
 
         Raises:
+          UserError: this is one of several processes; do it to the engine, before the service.
           StoppedError: the service was closed, or its engine failed.
           Exception: what the function raises; the service goes on.
         """
+        if self.engine.leads or self.engine.follows:
+            raise UserError(
+                "the engine of one of several processes cannot be changed while it serves; do it "
+                "in all of them before the Service is made"
+            )
         done: Future[_T] = Future()
 
         def run() -> None:
@@ -259,12 +260,20 @@ class Service:
         return self.engine.timings
 
     def close(self) -> None:
-        """Ends all requests after the device call under way, and the thread."""
+        """Ends all requests after the device call under way, and the thread.
+
+        Of several processes, all but process 0 wait here until that one has done so.
+
+        Raises:
+          StoppedError: this is another process than process 0, and its engine failed.
+        """
         atexit.unregister(self.close)
         with self._changed:
             self._stop = self._stop or StoppedError("the service is closed")
             self._changed.notify()
         self._thread.join()
+        if self.engine.follows and self._stop.__cause__ is not None:
+            self._check_running()  # nobody else is told
 
     def __enter__(self) -> "Service":
         """Itself."""
@@ -288,6 +297,7 @@ class Service:
             self._end_all(StoppedError("the service was closed"))
             while self.engine.busy:  # gives the pages back
                 self.engine.step()
+            self.engine.close()
         except Exception as error:
             # Of no use to anyone after this: the cache was the failed call's.
             failed = StoppedError(f"the engine failed: {error}")
@@ -298,9 +308,12 @@ class Service:
 
     def _take_new(self) -> bool:
         """Waits for work and gives it to the engine; False: the service is to end."""
+        if self.engine.follows:
+            return not self.engine.closed
         with self._changed:
             self._changed.wait_for(
-                lambda: self._new or self._errands or self._stop or self.engine.busy
+                lambda: self._new or self._errands or self._stop or self.engine.busy,
+                _SIGN_OF_LIFE if self.engine.leads else None,
             )
             if self._stop:
                 return False

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -303,13 +302,6 @@ def test_what_is_of_a_wrong_type_ends_no_service(service, given, message):
     with pytest.raises(UserError, match=message):
         service.submit(Request(**{"prompt": [1], "max_tokens": 4} | given))
     assert len(joined(service.submit(Request([1], 4)))) == 4
-
-
-def test_several_processes_have_no_service(model, monkeypatch):
-    engine = engine_of(model)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="takes requests in one process, and these are 2"):
-        Service(engine)
 
 
 def test_what_the_engine_refuses_later_is_that_reader_s_alone(model):

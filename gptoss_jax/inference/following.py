@@ -1,0 +1,232 @@
+"""Several processes: the first one schedules, the others make the same device calls.
+
+Before each call process 0 tells what it computes: which sequences, where they keep their keys and
+values, and how many tokens. Only it knows who waits, what constraints allow and what guesses are
+worth; the others know a sequence by the order of its submission, and read its tokens from their own
+devices. A request need not have been submitted in them, and where it has been, its sequence there
+gets the tokens too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from typing import Any, TypeVar
+
+import jax
+
+from gptoss_jax import distributed
+from gptoss_jax.inference.requests import Request, Sequence, Stage
+from gptoss_jax.inference.scheduler import Call, Decode, Guess, Part, Prefill, Scheduler, Verify
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What a sequence of a call holds; of its pages those that the others do not know of."""
+
+    order: int
+    known: int
+    pages: list[int]
+    ring: int
+    source: int
+    computed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """How a sequence ended: how many tokens it has, and why its constraint cut it short."""
+
+    order: int
+    tokens: int
+    cut_short: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What comes next.
+
+    Attributes:
+      new: requests in the order of their submission, which they are told with.
+      ended: since what was told before.
+      rows: of the call.
+      details: what else the call is made of, None where there is none.
+      has_work: whether any sequence waits or runs.
+      closed: whether nothing will be told any more.
+    """
+
+    new: list[tuple[int, Request]] = dataclasses.field(default_factory=list)
+    ended: list[_End] = dataclasses.field(default_factory=list)
+    rows: list[_Row | None] = dataclasses.field(default_factory=list)
+    details: tuple[type, dict[str, Any]] | None = None
+    has_work: bool = False
+    closed: bool = False
+
+
+class Elsewhere:
+    """Stands for a constraint, and for its matcher, that process 0 follows.
+
+    Attributes:
+      problem: "error", if it gave up.
+      hurried: whether the answer was brought to its end before it grew too long.
+    """
+
+    def __init__(self, cut_short: str | None = None):
+        """Of a sequence that has not ended, or as `cut_short` of it says."""
+        self.problem = "error" if cut_short == "error" else None
+        self.hurried = cut_short == "length"
+
+    def matcher(self) -> "Elsewhere":
+        """Of one sequence."""
+        return Elsewhere()
+
+    def accept(self, token: int) -> None:
+        """Process 0 looks at it."""
+
+
+def made_by_first(make: Callable[[], _T]) -> _T:
+    """What process 0 makes, in every process."""
+    return distributed.of_first(make() if jax.process_index() == 0 else None)  # pyright: ignore[reportReturnType]
+
+
+class Leading(Scheduler):
+    """The scheduler of process 0, which tells the others."""
+
+    def __init__(self, **options: Any):
+        """As `Scheduler`."""
+        super().__init__(**options)
+        self._new: list[Sequence] = []
+        self._pages: dict[Sequence, list[int]] = {}  # that the others know of
+
+    def add(self, sequence: Sequence) -> None:
+        """As `Scheduler.add`."""
+        super().add(sequence)
+        if sequence not in self._pages:
+            self._new.append(sequence)
+            self._pages[sequence] = []
+
+    def next(self, most_steps: int, guess: Guess | None = None) -> Call | None:
+        """As `Scheduler.next`; the others are told before the call begins."""
+        call = super().next(most_steps, guess)
+        ended = [s for s in self._pages if s.ended]
+        told = _Told(
+            new=[(s.order, _plain(s.request)) for s in self._new],
+            ended=[_End(s.order, len(s.tokens), s.cut_short) for s in ended],
+            rows=[self._row(s) for s in call.rows] if call else [],
+            details=call and (type(call), _details(call)),
+            has_work=self.has_work,
+        )
+        for sequence in ended:
+            del self._pages[sequence]
+        self._new = []
+        distributed.of_first(told)
+        return call
+
+    def close(self) -> None:
+        """Lets the others go; no call after this."""
+        distributed.of_first(_Told(closed=True))
+
+    def _row(self, sequence: Sequence | None) -> _Row | None:
+        if sequence is None:
+            return None
+        known, pages = self._pages[sequence], sequence.pages
+        kept = len(known) if pages[: len(known)] == known else 0
+        self._pages[sequence] = list(pages)
+        s = sequence
+        return _Row(s.order, kept, pages[kept:], s.ring, s.source, s.computed)
+
+
+class Following:
+    """In place of a scheduler: makes the calls that process 0 tells of.
+
+    Attributes:
+      has_work: whether any sequence waits or runs.
+      closed: whether process 0 will tell of no more.
+      parts: none whose pages it would know of.
+    """
+
+    parts: Rows[Part] = ()
+
+    def __init__(self, begin: Callable[[Request, int], Sequence]):
+        """Knows of nothing.
+
+        Args:
+          begin: makes the sequence of a request, which was submitted as the so-manieth.
+        """
+        self.has_work = self.closed = False
+        self._begin = begin
+        self._known: dict[int, Sequence] = {}
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that wait or run."""
+        return list(self._known.values())
+
+    def check(self) -> None:
+        """What is held is process 0's to check."""
+
+    def add(self, sequence: Sequence) -> None:
+        """A sequence that was submitted in all processes."""
+        self._known[sequence.order] = sequence
+        self.has_work = True
+
+    def next(self, most_steps: int, guess: Guess | None = None) -> Call | None:
+        """The call that process 0 begins, which alone decides by what is given here."""
+        told = distributed.of_first(_Told())
+        self.has_work, self.closed = told.has_work, told.closed
+        for order, request in told.new:
+            if order not in self._known:
+                self._known[order] = self._begin(request, order)
+        for end in told.ended:
+            _end(self._known.pop(end.order), end)
+        if told.details is None:
+            return None
+        kind, details = told.details
+        return kind(rows=[self._placed(row) for row in told.rows], **details)
+
+    def prefilled(self, call: Prefill, newest: Rows[int], stops: frozenset[int]) -> list[Sequence]:
+        """As `Scheduler.prefilled`; what ended, process 0 tells."""
+        fresh = []
+        for sequence, added, token in zip(call.rows, call.added, newest, strict=True):
+            if sequence is not None and sequence.computed + added == len(sequence.tokens):
+                sequence.tokens.append(token)
+                fresh.append(sequence)
+        return fresh
+
+    def decoded(
+        self, call: Decode | Verify, tokens: Rows[Rows[int]], stops: frozenset[int]
+    ) -> list[Sequence]:
+        """As `Scheduler.decoded`; what ended, process 0 tells."""
+        fresh = []
+        for sequence, row in zip(call.rows, tokens, strict=True):
+            if sequence is not None:
+                sequence.tokens += [token for token in row if token >= 0]
+                fresh.append(sequence)
+        return fresh
+
+    def _placed(self, row: _Row | None) -> Sequence | None:
+        if row is None:
+            return None
+        sequence = self._known[row.order]
+        sequence.pages[row.known :] = row.pages
+        sequence.ring, sequence.source, sequence.computed = row.ring, row.source, row.computed
+        return sequence
+
+
+def _end(sequence: Sequence, end: _End) -> None:
+    del sequence.tokens[end.tokens :]
+    del sequence.logprobs[len(sequence.generated) :]
+    if sequence.matcher is not None:
+        sequence.matcher = Elsewhere(end.cut_short)  # pyright: ignore[reportAttributeAccessIssue]
+    sequence.stage = Stage.ENDED
+
+
+def _details(call: Call) -> dict[str, Any]:
+    fields = (field.name for field in dataclasses.fields(call))
+    return {name: getattr(call, name) for name in fields if name != "rows"}
+
+
+def _plain(request: Request) -> Request:
+    """Without what no other process could follow; that there is a constraint, it is told."""
+    constraint: Any = None if request.constraint is None else Elsewhere()
+    return dataclasses.replace(request, constraint=constraint)
