@@ -25,7 +25,7 @@ _GATHERING = 300
 _METADATA, _WORKER = 5, "/computeMetadata/v1/instance/attributes/agent-worker-number"
 
 # Bytes that are always sent of what process 0 tells the others.
-_HEAD = 1 << 12
+_HEAD = 1 << 14
 
 # In errors of collectives: the words of a connection whose other end is gone.
 _CLOSED = ("Connection closed by peer", "Connection reset", "Socket closed", "Broken pipe")
@@ -170,7 +170,10 @@ def of_first(thing: _T) -> _T:
     got = _broadcast(head)
     length = 8 + int.from_bytes(got[:8], "little")
     if length > _HEAD:
-        rest = np.zeros(1 << (length - _HEAD - 1).bit_length(), np.uint8)
+        size = _HEAD
+        while size < length - _HEAD:
+            size *= 4
+        rest = np.zeros(size, np.uint8)
         rest[: max(0, len(sent) - _HEAD)] = np.frombuffer(sent[_HEAD:], np.uint8)
         got += _broadcast(rest)
     return pickle.loads(got[8:length])

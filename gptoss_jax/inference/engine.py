@@ -197,13 +197,12 @@ class Engine:
         Raises:
           UserError: as `limit_of`.
         """
-        sequence = self._begun(request, self._submitted)
+        sequence = self._begun(request, self._submitted, self.limit_of(request))
         self._submitted += 1
         self._scheduler.add(sequence)
         return sequence
 
-    def _begun(self, request: Request, order: int) -> requests.Sequence:
-        limit = self.limit_of(request)
+    def _begun(self, request: Request, order: int, limit: int) -> requests.Sequence:
         sequence = requests.Sequence(request, order, limit, list(request.prompt))
         if request.adapter is not None:
             sequence.adapter = self.adapters.find(request.adapter)
@@ -231,9 +230,11 @@ class Engine:
         return isinstance(self._scheduler, Following) and self._scheduler.closed
 
     def close(self) -> None:
-        """Lets go of those that follow; the engine cannot be used after this."""
+        """Of several processes, ends what they do together; no engine is used after this."""
         if isinstance(self._scheduler, Leading):
             self._scheduler.close()
+        while self.follows and not self.closed:
+            self.step()
 
     def step(self) -> list[requests.Sequence]:
         """Waits for the device call under way, begins the next; the sequences with new tokens."""

@@ -47,20 +47,22 @@ class _Told:
     """What comes next.
 
     Attributes:
-      new: requests in the order of their submission, which they are told with.
+      new: the order of submission, the limit and the request of each that is new.
       ended: since what was told before.
       rows: of the call.
       details: what else the call is made of, None where there is none.
       has_work: whether any sequence waits or runs.
       closed: whether nothing will be told any more.
+      problem: why process 0 cannot go on, None if it can.
     """
 
-    new: list[tuple[int, Request]] = dataclasses.field(default_factory=list)
+    new: list[tuple[int, int, Request]] = dataclasses.field(default_factory=list)
     ended: list[_End] = dataclasses.field(default_factory=list)
     rows: list[_Row | None] = dataclasses.field(default_factory=list)
     details: tuple[type, dict[str, Any]] | None = None
     has_work: bool = False
     closed: bool = False
+    problem: str | None = None
 
 
 class Elsewhere:
@@ -85,8 +87,20 @@ class Elsewhere:
 
 
 def made_by_first(make: Callable[[], _T]) -> _T:
-    """What process 0 makes, in every process."""
-    return distributed.of_first(make() if jax.process_index() == 0 else None)  # pyright: ignore[reportReturnType]
+    """What process 0 makes, in every process; what that raises, too."""
+    made: Any = None
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            made = make()
+        except Exception as raised:
+            error = raised
+    made, problem = distributed.of_first((made, None if error is None else repr(error)))
+    if error is not None:
+        raise error
+    if problem is not None:
+        raise RuntimeError(f"process 0: {problem}")
+    return made
 
 
 class Leading(Scheduler):
@@ -107,10 +121,19 @@ class Leading(Scheduler):
 
     def next(self, most_steps: int, guess: Guess | None = None) -> Call | None:
         """As `Scheduler.next`; the others are told before the call begins."""
-        call = super().next(most_steps, guess)
+        try:
+            call = super().next(most_steps, guess)
+            told = self._told(call)
+        except Exception as error:
+            distributed.of_first(_Told(problem=repr(error)))
+            raise
+        distributed.of_first(told)
+        return call
+
+    def _told(self, call: Call | None) -> _Told:
         ended = [s for s in self._pages if s.ended]
         told = _Told(
-            new=[(s.order, _plain(s.request)) for s in self._new],
+            new=[(s.order, s.limit, _plain(s.request)) for s in self._new],
             ended=[_End(s.order, len(s.tokens), s.cut_short) for s in ended],
             rows=[self._row(s) for s in call.rows] if call else [],
             details=call and (type(call), _details(call)),
@@ -119,8 +142,7 @@ class Leading(Scheduler):
         for sequence in ended:
             del self._pages[sequence]
         self._new = []
-        distributed.of_first(told)
-        return call
+        return told
 
     def close(self) -> None:
         """Lets the others go; no call after this."""
@@ -147,11 +169,11 @@ class Following:
 
     parts: Rows[Part] = ()
 
-    def __init__(self, begin: Callable[[Request, int], Sequence]):
+    def __init__(self, begin: Callable[[Request, int, int], Sequence]):
         """Knows of nothing.
 
         Args:
-          begin: makes the sequence of a request, which was submitted as the so-manieth.
+          begin: makes the sequence of a request, of its order and of its limit.
         """
         self.has_work = self.closed = False
         self._begin = begin
@@ -174,9 +196,11 @@ class Following:
         """The call that process 0 begins, which alone decides by what is given here."""
         told = distributed.of_first(_Told())
         self.has_work, self.closed = told.has_work, told.closed
-        for order, request in told.new:
+        if told.problem is not None:
+            raise RuntimeError(f"process 0: {told.problem}")
+        for order, limit, request in told.new:
             if order not in self._known:
-                self._known[order] = self._begin(request, order)
+                self._known[order] = self._begin(request, order, limit)
         for end in told.ended:
             _end(self._known.pop(end.order), end)
         if told.details is None:
@@ -227,6 +251,11 @@ def _details(call: Call) -> dict[str, Any]:
 
 
 def _plain(request: Request) -> Request:
-    """Without what no other process could follow; that there is a constraint, it is told."""
-    constraint: Any = None if request.constraint is None else Elsewhere()
-    return dataclasses.replace(request, constraint=constraint)
+    """As it can be sent, of its constraint only that there is one; stop strings are no engine's."""
+    return dataclasses.replace(
+        request,
+        prompt=list(request.prompt),
+        logit_bias=dict(request.logit_bias),
+        stop=(),
+        constraint=None if request.constraint is None else Elsewhere(),  # pyright: ignore[reportArgumentType]
+    )

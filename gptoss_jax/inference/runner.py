@@ -399,9 +399,7 @@ class Runner:
         limits = [sequence.limit if sequence else 0 for sequence in rows]
         sampling = Sampling.of([sequence.request if sequence else None for sequence in rows])
         limit_B = np.asarray(limits, np.int32)
-        allowed_BW = np.zeros((len(rows), 0), np.int32)
-        if choosing:
-            allowed_BW = self._shared(lambda: _allowed(choosing, len(rows), len(self._banned_V)))
+        allowed_BW = self._allowed(choosing, len(rows))
         wanted = any(s is not None and s.request.logprobs is not None for s in rows)
         ranks_K = logprobs.ranks(len(self._banned_V), wanted=wanted)
         names = [s.adapter if s else None for s in rows]
@@ -409,6 +407,16 @@ class Runner:
         arrays: Any = (self._banned_V, self._stops_V, limit_B, allowed_BW, ranks_K)
         rules = Rules(sampling, *arrays, adapters=chosen)
         return self._programs.placed(rules, self._programs.rules)
+
+    def _allowed(self, choosing: Sequence[requests.Sequence | None], rows: int) -> np.ndarray:
+        """int32 [B, W], see `Rules`; no words where nobody is to choose."""
+        constrained = [row for row, s in enumerate(choosing) if s is not None and s.matcher]
+        words = -(-len(self._banned_V) // 32) if choosing else 0
+        allowed_BW = np.full((rows, words), -1, np.int32)
+        if constrained:
+            chosen: Any = [choosing[row] for row in constrained]
+            allowed_BW[constrained] = self._shared(lambda: _masks(chosen, words))
+        return allowed_BW
 
     def _run(self, name: str, arguments: tuple) -> tuple[Finish, Tally]:
         """(What waits for its end, the tally after it)."""
@@ -470,19 +478,17 @@ def _constrained(rows: Sequence[requests.Sequence | None]) -> bool:
     return any(sequence is not None and sequence.matcher for sequence in rows)
 
 
-def _allowed(
-    choosing: Sequence[requests.Sequence | None], rows: int, vocab_size: int
-) -> np.ndarray:
-    """int32 [B, W], see `Rules`."""
+def _masks(sequences: Sequence[requests.Sequence], words: int) -> np.ndarray:
+    """int32 [B, W], what each one's constraint allows next."""
     # Late: without constraints nothing of llguidance is needed.
     from gptoss_jax.text.constraints import fill_masks
 
-    for sequence in choosing:
+    for sequence in sequences:
         # Of a short answer the model at least begins it.
-        if sequence is not None and sequence.matcher is not None and sequence.begun_to_answer:
+        if sequence.matcher is not None and sequence.begun_to_answer:
             sequence.matcher.hurry(sequence.limit - len(sequence.tokens))
-    allowed_BW = np.full((rows, -(-vocab_size // 32)), -1, np.int32)
-    fill_masks([sequence.matcher if sequence else None for sequence in choosing], allowed_BW)
+    allowed_BW = np.full((len(sequences), words), -1, np.int32)
+    fill_masks([sequence.matcher for sequence in sequences], allowed_BW)
     return allowed_BW
 
 

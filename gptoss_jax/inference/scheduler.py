@@ -237,15 +237,17 @@ class Scheduler:
                 if self._awaits(sequence):
                     continue
             # Where most of the prompt is kept, then where fewest run.
+            starts = [self._start(sequence, part) for part in self.parts]
             order = sorted(
                 range(len(self.parts)),
-                key=lambda i: (-self._start(sequence, i).tokens, len(self.parts[i].running)),
+                key=lambda i: (-starts[i].tokens, len(self.parts[i].running)),
             )
-            chosen = next((i for i in order if self._fits(sequence, i)), None)
+            fitting = (i for i in order if self._fits(sequence, self.parts[i], starts[i]))
+            chosen = next(fitting, None)
             if chosen is None:
                 return
             self._waiting.remove(sequence)
-            self._begin(sequence, chosen)
+            self._begin(sequence, chosen, starts[chosen])
 
     def _awaits(self, sequence: Sequence) -> bool:
         """Whether more of its prompt will be kept than is now, once another's is computed.
@@ -259,7 +261,9 @@ class Scheduler:
         coming = {other: _common(other, sequence) for other in leading}
         coming = {other: n for other, n in coming.items() if n * PAGE > other.computed}
         leader = max(coming, key=lambda other: coming[other], default=None)
-        if leader is None or coming[leader] <= max(self._kept(sequence, p) for p in with_room):
+        if leader is None:
+            return False
+        if coming[leader] * PAGE <= max(self._start(sequence, part).tokens for part in with_room):
             return False
         leader.ends.add(coming[leader])
         return True
@@ -275,18 +279,18 @@ class Scheduler:
         there = range(self._there(sequence, part), 0, -1)
         return next((n for n in there if part.rings.find(sequence.keys[n - 1]) is not None), 0)
 
-    def _start(self, sequence: Sequence, where: int) -> "_Start":
+    def _start(self, sequence: Sequence, part: Part) -> "_Start":
         """Where it would begin in a part: behind a tail, or behind whole pages."""
-        part, kept = self.parts[where], self._kept(sequence, self.parts[where])
-        for pages in range(self._there(sequence, part), kept - 1, -1):
+        kept = self._kept(sequence, part)
+        for pages in range(self._there(sequence, part), kept - 1, -1) if self._reuse else ():
             before = sequence.keys[pages - 1] if pages else _root(sequence)
-            rest = sequence.tokens[pages * PAGE : (pages + 1) * PAGE]
-            if self._reuse and (tail := part.tails.find(before, rest)):
+            tail = part.tails.find(before, sequence.tokens, pages * PAGE)
+            if tail is not None:
                 return _Start(pages, tail)
         return _Start(kept, None)
 
-    def _fits(self, sequence: Sequence, where: int) -> bool:
-        part, (kept, tail) = self.parts[where], self._start(sequence, where)
+    def _fits(self, sequence: Sequence, part: Part, start: "_Start") -> bool:
+        kept, tail = start
         shared = [part.pages.find(key) for key in sequence.keys[:kept]]
         # What is kept and will be shared cannot be given away as well.
         idle = sum(part.pages.is_kept(id_) for id_ in shared if id_ is not None)
@@ -299,8 +303,8 @@ class Scheduler:
         room = len(part.running) < self._sequences
         return room and wanted <= part.pages.available and rings <= part.rings.available
 
-    def _begin(self, sequence: Sequence, where: int) -> None:
-        part, start = self.parts[where], self._start(sequence, where)
+    def _begin(self, sequence: Sequence, where: int, start: "_Start") -> None:
+        part = self.parts[where]
         ids = [part.pages.find(key) for key in sequence.keys[: start.pages]]
         sequence.pages = [id_ for id_ in ids if id_ is not None]
         for page in sequence.pages:
@@ -330,7 +334,9 @@ class Scheduler:
         left = len(sequence.tokens) - sequence.computed
         pages = (*sequence.ends, _shareable(sequence)) if self._reuse else ()
         to_ends = [n * PAGE - sequence.computed for n in pages]
-        return min(WIDTHS[-1], left, *(n for n in to_ends if n > 0))
+        # Also where it began within a page a chunk ends with one.
+        most = WIDTHS[-1] - sequence.computed % PAGE
+        return min(most, left, *(n for n in to_ends if n > 0))
 
     def _prefill(self, prefilling: list[Sequence]) -> Prefill:
         """The sequence that waited longest, and as many others as the call has rows for.
@@ -429,7 +435,7 @@ class _Start(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        return self.pages * PAGE + (len(self.tail.tokens) if self.tail else 0)
+        return self.pages * PAGE + (self.tail.length if self.tail else 0)
 
 
 def _root(sequence: Sequence) -> bytes:

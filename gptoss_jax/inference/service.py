@@ -167,7 +167,7 @@ class Service:
     The engine is this object's alone from now on. `with Service(engine) as service:` closes it.
 
     Of several processes all make one, and only that of process 0 takes requests; to close another
-    is to wait until that one is closed.
+    is to wait until that one is closed. Meanwhile nothing else is to be computed by all of them.
     """
 
     def __init__(self, engine: Engine, *, max_open: int = 1024):

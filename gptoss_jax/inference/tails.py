@@ -4,6 +4,7 @@ As after a call of a tool: the next prompt is all that was said, and the tool's 
 the ring are just as that prompt would make them, and whoever comes first takes both and writes on.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,15 +16,15 @@ class Tail(NamedTuple):
 
     Attributes:
       key: that both are kept under.
-      tokens: of the page.
+      length: tokens of the page.
     """
 
     key: bytes
-    tokens: list[int]
+    length: int
 
 
 class Tails:
-    """Of one part. What the pools have given away is forgotten."""
+    """Of one part. The pools know which are there, and this how long they may be."""
 
     def __init__(self, pages: Pool, rings: Pool, most: int):
         """None.
@@ -33,9 +34,8 @@ class Tails:
           rings: where their rings are.
           most: rings that can be kept.
         """
-        self._pages, self._rings = pages, rings
-        self._after: dict[bytes, dict[bytes, Tail]] = {}
-        self._most = most
+        self._pages, self._rings, self._most = pages, rings, most
+        self._lengths: OrderedDict[bytes, set[int]] = OrderedDict()
 
     def keep(self, before: bytes, tokens: Sequence[int], page: int, ring: int) -> None:
         """A page and a ring that will be released.
@@ -46,29 +46,20 @@ class Tails:
           page: id, held once.
           ring: id, held once.
         """
-        tail = Tail(key_after(before, tokens), list(tokens))
-        self._pages.publish(page, tail.key)
-        self._rings.publish(ring, tail.key)
-        if sum(map(len, self._after.values())) > 2 * self._most:
-            self._forget()
-        self._after.setdefault(before, {})[tail.key] = tail
+        key = key_after(before, tokens)
+        self._pages.publish(page, key)
+        self._rings.publish(ring, key)
+        self._lengths.setdefault(before, set()).add(len(tokens))
+        self._lengths.move_to_end(before)
+        if len(self._lengths) > self._most:
+            self._lengths.popitem(last=False)
 
-    def find(self, before: bytes, tokens: Sequence[int]) -> Tail | None:
-        """The longest that tokens begin with and go beyond."""
-        fitting = (
-            tail
-            for tail in self._after.get(before, {}).values()
-            if len(tail.tokens) < len(tokens) and tokens[: len(tail.tokens)] == tail.tokens
-        )
-        return max(filter(self._is_there, fitting), key=lambda t: len(t.tokens), default=None)
-
-    def _is_there(self, tail: Tail) -> bool:
-        return all(pool.find(tail.key) is not None for pool in (self._pages, self._rings))
-
-    def _forget(self) -> None:
-        """Those of which a page or ring is gone."""
-        left = {
-            before: {key: tail for key, tail in tails.items() if self._is_there(tail)}
-            for before, tails in self._after.items()
-        }
-        self._after = {before: tails for before, tails in left.items() if tails}
+    def find(self, before: bytes, tokens: Sequence[int], first: int) -> Tail | None:
+        """The longest that tokens have from the first one on, and go beyond."""
+        most = len(tokens) - first
+        for length in sorted(self._lengths.get(before, ()), reverse=True):
+            if length < most:
+                key = key_after(before, tokens[first : first + length])
+                if all(pool.find(key) is not None for pool in (self._pages, self._rings)):
+                    return Tail(key, length)
+        return None

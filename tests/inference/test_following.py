@@ -8,6 +8,8 @@ import random
 import socket
 import subprocess
 import sys
+import threading
+from types import MappingProxyType
 
 import jax
 import pytest
@@ -18,7 +20,9 @@ from gptoss_jax.errors import UserError
 from gptoss_jax.inference import engine as engine_module
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.runner import Pace
+from gptoss_jax.inference.scheduler import Scheduler
 from gptoss_jax.inference.service import Service
+from gptoss_jax.text import constraints
 
 SEVERAL = {"max_sequences": 4, "pages": 9, "stops": (7,)}
 
@@ -32,6 +36,7 @@ class Wire:
         monkeypatch.setattr(engine_module, "_are_several", lambda model: True)
         monkeypatch.setattr(jax, "process_index", lambda: self.process)
         monkeypatch.setattr(distributed, "of_first", self.of_first)
+        monkeypatch.setattr(constraints, "fill_masks", even)
 
     def of_first(self, thing):
         if self.process:
@@ -45,8 +50,41 @@ def wire(monkeypatch) -> Wire:
     return Wire(monkeypatch)
 
 
+class Anything:
+    """A constraint that cannot be sent; it allows what is even."""
+
+    vocab_size = CONFIG.vocab_size
+
+    def __init__(self):
+        self.problem, self.hurried, self.lock = None, False, threading.Lock()
+
+    def matcher(self):
+        return Anything()
+
+    def accept(self, token: int) -> None:
+        assert token % 2 == 0
+
+    def hurry(self, left: int) -> None:
+        self.hurried |= left < 3
+
+
+def even(matchers, words_BW) -> None:
+    assert all(isinstance(matcher, Anything) for matcher in matchers)
+    words_BW[:] = 0x55555555
+
+
 def various(count: int) -> list[Request]:
+    """The first half plain, as guesses are for such alone."""
     draw = random.Random(5)
+
+    def odd() -> dict:
+        return {
+            "logprobs": draw.choice([None, 2]),
+            "presence_penalty": draw.choice([0.0, 1.5]),
+            "logit_bias": MappingProxyType(draw.choice([{}, {3: 2.0}])),
+            "constraint": draw.choice([None, Anything()]),
+        }
+
     return [
         Request(
             prompt(draw.randrange(1, 36), draw.randrange(5)),
@@ -54,9 +92,7 @@ def various(count: int) -> list[Request]:
             temperature=draw.choice([0.0, 1.0]),
             seed=index,
             priority=draw.choice([0, 0, 1]),
-            logprobs=draw.choice([None, None, 2]),
-            presence_penalty=draw.choice([0.0, 0.0, 1.5]),
-            logit_bias=draw.choice([{}, {3: 2.0}]),
+            **(odd() if index >= count // 2 else {}),
         )
         for index in range(count)
     ]
@@ -99,6 +135,8 @@ def test_who_follows_makes_the_same_tokens_from_the_same_calls(
     assert not wire.told and not following.busy
     assert [s.tokens for s in followed] == [s.tokens for s in led]
     assert [s.logprobs for s in followed] == [s.logprobs for s in led]
+    assert [s.cut_short for s in followed] == [s.cut_short for s in led]
+    assert {"length", None} == {s.cut_short for s in led}
     assert all(s.ended for s in followed) and not following._scheduler.sequences
     assert following.timings.calls == leading.timings.calls
 
@@ -110,10 +148,11 @@ def test_who_follows_needs_no_request_of_its_own(model, small_pages, wire):
     wire.process = 1
     following = engine_of(model, **SEVERAL)
     known = {}
-    while not following.closed:
+    while len(wire.told) > 1:
         following.step()
         known |= {sequence.order: sequence for sequence in following._scheduler.sequences}
-    assert not wire.told and not following.busy
+    following.close()
+    assert following.closed and not wire.told and not following.busy
     assert [known[s.order].tokens for s in led if s.order in known] == [
         s.tokens for s in led if s.order in known
     ]
@@ -129,6 +168,26 @@ def test_only_the_first_process_takes_requests(model, wire):
     following = engine_of(model, **SEVERAL)
     with Service(following) as service, pytest.raises(UserError, match="submit it there"):
         service.submit(Request([1], 4))
+    assert not wire.told
+
+
+@pytest.mark.parametrize("where", ["schedule", "masks"])
+def test_who_follows_hears_that_process_0_cannot_go_on(model, monkeypatch, wire, where):
+    def fails(*_):
+        raise ZeroDivisionError("at process 0")
+
+    leading = engine_of(model, **SEVERAL)
+    leading.submit(Request([1], 4, constraint=Anything()))
+    if where == "masks":
+        monkeypatch.setattr(constraints, "fill_masks", fails)
+    else:
+        monkeypatch.setattr(Scheduler, "next", fails)
+    with pytest.raises(ZeroDivisionError):
+        leading.step()
+    wire.process = 1
+    following = engine_of(model, **SEVERAL)
+    with pytest.raises(RuntimeError, match=r"process 0: ZeroDivisionError.*at process 0"):
+        following.step()
     assert not wire.told
 
 
@@ -150,6 +209,7 @@ from gptoss_jax.inference.completion import render_chat
 from gptoss_jax.inference.engine import engine_for
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.service import Service
+from gptoss_jax.text import constraints
 from gptoss_jax.loading import checkpoint_directory
 from gptoss_jax.text import constraints
 
