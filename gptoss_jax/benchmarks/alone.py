@@ -25,11 +25,15 @@ class Answer:
       tokens: compared.
       tied: of them, those that are not the model's choice, but are as near to it as rounding.
       wrong: the place of the first that is neither, None where there is none.
+      logprob_T: float32, how likely the model finds each.
+      rounding_T: float32, what rounding may change of that.
     """
 
     tokens: int
     tied: int
     wrong: int | None
+    logprob_T: np.ndarray = dataclasses.field(compare=False, default_factory=lambda: np.zeros(0))
+    rounding_T: np.ndarray = dataclasses.field(compare=False, default_factory=lambda: np.zeros(0))
 
 
 class Alone:
@@ -66,13 +70,12 @@ class Alone:
             self._forbid(request, made, banned_TV)
         tally = _said(request, made, banned_TV.shape)
         sampling = Sampling.of([request] * answer)
-        is_own_T, is_near_T = _compare(
-            model, tokens_S[None], np.int32(len(prompt)), sampling, banned_TV, tally
-        )
-        is_own, is_near = np.asarray(is_own_T)[:count], np.asarray(is_near_T)[:count]
+        found = _compare(model, tokens_S[None], np.int32(len(prompt)), sampling, banned_TV, tally)
+        is_own, is_near, logprob_T, rounding_T = (np.asarray(x)[:count] for x in found)
         wrong = np.flatnonzero(~(is_own | is_near))
         tied = int((~is_own & is_near).sum())
-        return Answer(count, tied, int(wrong[0]) if len(wrong) else None)
+        first = int(wrong[0]) if len(wrong) else None
+        return Answer(count, tied, first, logprob_T, rounding_T)
 
     def _forbid(self, request: Request, made: list[int], banned_TV: np.ndarray) -> None:
         """What the constraint leaves no room for, at each place."""
@@ -107,19 +110,20 @@ def _compare(
     sampling: Sampling,
     banned_TV: jax.Array,
     tally: Tally,
-) -> tuple[jax.Array, jax.Array]:
-    """bool [T] of the tokens from `first` on: the model's own choice; its choice but for rounding.
+) -> tuple[jax.Array, ...]:
+    """[T] of the tokens from `first` on: the model's own choice; its choice but for rounding.
 
     The second is what it chooses where that token's score is higher, and all others lower, by half
-    of what rounding may change.
+    of what rounding may change. Then their log-probabilities, and what rounding may change of them.
     """
     place_T = first + jnp.arange(len(banned_TV))
     logits_SV = model(tokens_1S)[0]
     logits_TV = logits_SV[jnp.minimum(place_T, len(logits_SV)) - 1]
     made_T = tokens_1S[0, jnp.minimum(place_T, tokens_1S.shape[1] - 1)]
     own_T = sample(tally.adjusted(logits_TV, sampling), sampling, place_T, banned_TV)
-    half_T1 = 0.5 * _ROUNDING * jnp.ptp(logits_TV, axis=-1, keepdims=True)
+    rounding_T1 = _ROUNDING * jnp.ptp(logits_TV, axis=-1, keepdims=True)
     is_made_TV = jnp.arange(logits_TV.shape[1])[None] == made_T[:, None]
-    nudged_TV = logits_TV + jnp.where(is_made_TV, half_T1, -half_T1)
+    nudged_TV = logits_TV + 0.5 * jnp.where(is_made_TV, rounding_T1, -rounding_T1)
     near_T = sample(tally.adjusted(nudged_TV, sampling), sampling, place_T, banned_TV)
-    return own_T == made_T, near_T == made_T
+    logprob_T = jnp.where(is_made_TV, jax.nn.log_softmax(logits_TV), 0.0).sum(-1)
+    return own_T == made_T, near_T == made_T, logprob_T, 2 * rounding_T1[:, 0]

@@ -23,6 +23,7 @@ from gptoss_jax.benchmarks.alone import Alone
 from gptoss_jax.benchmarks.random_requests import (
     LONGEST,
     LONGEST_ANSWER,
+    LONGEST_PROMPT,
     SHORT_ANSWER,
     Drawn,
     Source,
@@ -136,6 +137,7 @@ class _Endurance:
         self._under_way: dict[Sequence, tuple[Drawn, int]] = {}
         self._displaced: set[Sequence] = set()
         self._next: Drawn | None = None
+        self._answered: Sequence | None = None  # the last, if another prompt can go on from it
         self._counts: Counter = Counter()
         self._alive: list[Alive] = []
         self._violations: list[str] = []
@@ -159,7 +161,7 @@ class _Endurance:
         """As many as there is room for, but for those whose adapter finds no slot now."""
         while len(self._under_way) < _UNDER_WAY:
             if self._next is None:
-                self._next = self._source.draw(self._counts["submitted"])
+                self._next = self._gone_on(self._source.draw(self._counts["submitted"]))
             name = self._next.request.adapter
             if name is not None and not self._is_loaded(name):
                 return
@@ -167,6 +169,14 @@ class _Endurance:
             self._under_way[sequence] = self._next, self._counts["steps"]
             self._counts["submitted"] += 1
             self._next = None
+
+    def _gone_on(self, drawn: Drawn) -> Drawn:
+        answered = self._answered if drawn.goes_on else None
+        if answered is None:
+            return drawn
+        self._answered = None
+        self._counts["gone_on"] += 1
+        return drawn.after(answered.tokens, answered.request.adapter)
 
     def _is_loaded(self, name: str) -> bool:
         """Loads an adapter, in another's place if need be and nobody takes that one."""
@@ -221,6 +231,13 @@ class _Endurance:
         self._counts["tokens_tied"] += answer.tied
         if answer.wrong is not None:
             self._violate(drawn, f"its token {answer.wrong} is not the one of the model alone")
+        if request.logprobs is not None:
+            told = [place.chosen for place in sequence.logprobs]
+            off = len(told) != len(made) or np.abs(told - answer.logprob_T) > answer.rounding_T
+            if np.any(off):
+                self._violate(drawn, "its log-probabilities are not those of the model alone")
+        if len(sequence.tokens) < LONGEST_PROMPT:
+            self._answered = sequence
 
     def _count(self, sequence: Sequence) -> None:
         request, counts = sequence.request, self._counts
@@ -228,6 +245,7 @@ class _Endurance:
         counts["with_adapter"] += request.adapter is not None
         counts["with_constraint"] += request.constraint is not None
         counts["with_penalties"] += request.adjusts
+        counts["with_logprobs"] += request.logprobs is not None
         counts["cancelled"] += sequence.cancelled
         counts["stopped"] += not sequence.cancelled and sequence.generated[-1] in self._stops
         counts["with_kept_prefix"] += sequence.reused > 0

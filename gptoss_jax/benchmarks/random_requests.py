@@ -18,7 +18,8 @@ from gptoss_jax.text.constraints import Constraint
 # stay in a page, and some go on through two more.
 LONGEST_OWN, SHORT_ANSWER, LONGEST_ANSWER = 90, 30, 280
 _BEGINNINGS = (0, 0, 100, 128, 256, 256)
-LONGEST = max(_BEGINNINGS) + LONGEST_OWN + LONGEST_ANSWER
+LONGEST_PROMPT = max(_BEGINNINGS) + LONGEST_OWN
+LONGEST = LONGEST_PROMPT + LONGEST_ANSWER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,19 @@ class Drawn:
       number: from 0.
       request: for the engine.
       cancelled_after: steps after its submission; None: it is let run.
+      goes_on: whether it is to go on from an answer, if there is one that leaves room.
     """
 
     number: int
     request: Request
     cancelled_after: int | None
+    goes_on: bool = False
+
+    def after(self, tokens: Sequence[int], adapter: str | None) -> "Drawn":
+        """With all that was said before its own prompt, or the end of that."""
+        own = self.request.prompt[-min(len(self.request.prompt), LONGEST_PROMPT - len(tokens)) :]
+        request = dataclasses.replace(self.request, prompt=[*tokens, *own], adapter=adapter)
+        return dataclasses.replace(self, request=request)
 
 
 class Source:
@@ -67,7 +76,7 @@ class Source:
             request = copies(request, 3)[number % 3]
         rng = np.random.default_rng((self._seed, number, 2))
         cancelled = int(rng.integers(0, 30)) if rng.random() < 0.15 else None
-        return Drawn(number, request, cancelled)
+        return Drawn(number, request, cancelled, goes_on=bool(rng.random() < 0.2))
 
     def _request(self, number: int) -> Request:
         rng = np.random.default_rng((self._seed, number, 0))
@@ -119,6 +128,10 @@ def _adapter(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"adapter": names[int(len(names) * rng.random() ** 2)]}
 
 
+def _logprobs(source: Source, rng: np.random.Generator) -> dict[str, Any]:
+    return {"logprobs": 2} if rng.random() < 0.15 else {}
+
+
 def _constraint(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     # Where one runs, everything beside it gets a token a call.
     if rng.random() < 0.8:
@@ -126,4 +139,4 @@ def _constraint(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"constraint": source.constraints[rng.integers(len(source.constraints))]}
 
 
-_FEATURES = (_prompt, _length, _sampling, _penalties, _priority, _adapter, _constraint)
+_FEATURES = (_prompt, _length, _sampling, _penalties, _priority, _adapter, _constraint, _logprobs)

@@ -15,8 +15,9 @@ from gptoss_jax.benchmarks.alone import Alone, Answer
 from gptoss_jax.benchmarks.endurance import Alive, Run, growth
 from gptoss_jax.benchmarks.random_requests import Source
 from gptoss_jax.inference import scheduler
-from gptoss_jax.inference.pools import prefix_keys
+from gptoss_jax.inference.pools import key_after, prefix_keys
 from gptoss_jax.inference.requests import Request
+from gptoss_jax.inference.tails import Tail, Tails
 from gptoss_jax.loading import NANO, checkpoint_directory, find_tokenizer
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
@@ -155,8 +156,29 @@ def test_violations_are_exit_1(monkeypatch, capsys):
 def test_a_run_finds_nothing():
     found = endurance.run(80, 200, seed=4)
     assert found.violations == []
-    for count in ("with_adapter", "with_constraint", "cancelled", "with_kept_prefix", "displaced"):
+    drawn = ("with_adapter", "with_constraint", "with_logprobs", "cancelled")
+    for count in (*drawn, "with_kept_prefix", "gone_on", "displaced"):
         assert found.counts[count] > 0, count
+
+
+@pytest.mark.slow
+def test_a_run_finds_prompts_that_go_on_from_another_answer(monkeypatch):
+    """The same, were a page's tokens not looked at."""
+
+    def any_shorter(tails, before, tokens, first):
+        there = all(pool.find(tails.newest) for pool in (tails._pages, tails._rings))
+        return Tail(tails.newest, 1) if there and len(tokens) - first > 1 else None
+
+    def newest(tails, before, tokens, page, ring):
+        keep(tails, before, tokens, page, ring)
+        tails.newest = key_after(before, tokens)
+
+    keep = Tails.keep
+    monkeypatch.setattr(Tails, "newest", b"", raising=False)
+    monkeypatch.setattr(Tails, "keep", newest)
+    monkeypatch.setattr(Tails, "find", any_shorter)
+    found = endurance.run(80, 200, seed=4)
+    assert any("is not the one of the model alone" in line for line in found.violations)
 
 
 @pytest.mark.slow
