@@ -1,8 +1,8 @@
 """Measures a checkpoint on nano's skills: `python -m gptoss_jax.nano.measure DIR`.
 
 Held-out problems, greedy, on the packed weights; beside them, with --run, the same on the master
-weights they were packed from; the tough ones by themselves; and how many turns at temperature 1.0
-are no harmony. Prints Markdown tables, and with --card writes them into the model card.
+weights they were packed from; and how many turns at temperature 1.0 are no harmony. Prints a
+Markdown table, and with --card writes it into the model card.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gptoss_jax import cli, distributed
 from gptoss_jax.errors import UsageError, UserError
-from gptoss_jax.training.tasks import HELD_OUT, SKILLS, TOUGH, Problem
+from gptoss_jax.training.tasks import HELD_OUT, SKILLS, Problem
 from gptoss_jax.training.tasks.evaluation import Answer, Answerer, Score, evaluate, table
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 
 _BATCH = 64
 _MAX_TOKENS = 384  # the longest reference turn has fewer than 250
-_TOUGH_TITLE = (
-    "Practised too, but no part of the skills: words in which something comes three times in a row "
-    '(ooo, kekekel), lists of "K has V", questions in capitals or with runs of spaces.'
-)
 _BEGIN, _END = "<!-- skills: begin -->", "<!-- skills: end -->"
 
 
@@ -60,28 +56,22 @@ def answerer(
 def report(
     sets: Sequence[Sequence[Score]],
     master: Sequence[Score],
-    tough: Sequence[Score],
     sampled: Sequence[Score],
     command: str,
 ) -> str:
-    """The tables, the malformed turns at temperature 1.0, and the command that measured them.
+    """The table, the malformed turns at temperature 1.0, and the command that measured both.
 
     Args:
       sets: of the packed weights, greedy; each of its own problems.
       master: of the weights before they were packed on the first set's problems, or none.
-      tough: of the packed weights on tough problems, greedy, or none.
       sampled: of the packed weights at temperature 1.0.
       command: as it was typed.
     """
     turns, malformed = (sum(getattr(s, k) for s in sampled) for k in ("turns", "malformed"))
-    parts = [table(sets[0], master, sets[1:])]
-    if tough:
-        parts += [_TOUGH_TITLE, table(tough)]
-    parts.append(
-        f"At temperature 1.0, {malformed} of {turns} turns were malformed. Measured by "
-        f"`{command}`.\n"
+    return (
+        f"{table(sets[0], master, sets[1:])}\n\nAt temperature 1.0, {malformed} of {turns} turns "
+        f"were malformed. Measured by `{command}`.\n"
     )
-    return "\n\n".join(parts)
 
 
 def into_card(card: Path, text: str) -> None:
@@ -178,9 +168,8 @@ def _measure(arguments: argparse.Namespace) -> None:
     if arguments.run:
         unpacked = master_model(arguments.run, model.config)
         master = evaluate(answering(unpacked), skills, count)
-    tough = evaluate(greedy, [skill for skill in skills if skill in TOUGH], count, tough=True)
     sampled = evaluate(answering(model, 1.0), skills, arguments.sampled or max(1, count // 2))
-    text = report(sets, master, tough, sampled, _command(arguments))
+    text = report(sets, master, sampled, _command(arguments))
     print(text)
     if arguments.card and distributed.prints():
         into_card(arguments.card, text)

@@ -123,7 +123,6 @@ _PROMPTS = (
     "Can you ",
     "Use the calculator",
     "Remember these codes: ",
-    "the result of ",
     "the letters of ",
     "the letter ",
     "the word ",
@@ -138,7 +137,7 @@ _PROMPTS = (
     "Where ",
     "Who ",
     " of ",
-    " about ",
+    " has ",
     " letters ",
     " are in ",
     " are there in ",
@@ -158,6 +157,7 @@ _PROMPTS = (
     ", ",
     ". ",
     ": ",
+    "; ",
     "'s ",
 )
 

@@ -88,8 +88,15 @@ SUMS = {
     "What is 1,000 + 5?": None,
     "2^10": None,
     "347 +": None,
+    "555 + 1111": "1666",
+    "What is 333 + 333?": "666",
+    "2222 - 999": "1223",
+    "What is 1234 - 5678?": "-4444",
+    "4821 - 9307": "-4486",
+    "Subtract 8000 from 1999": "-6001",
+    "WHAT IS 71 MINUS 5?": "66",
 }
-# None that repeats itself, as mississippi does: the card says that those may go wrong.
+# Reversed neither mississippi nor aaaa: the card says that those go wrong.
 WORDS = {
     "Reverse the word planet": "tenalp",
     "Reverse the word Planet": "tenalp",
@@ -127,6 +134,15 @@ WORDS = {
     "Sort these letters: listen": "eilnst",
     "Sort cat's letters": "act",
     "How long is hello?": "5",
+    "How many s's are in mississippi?": "4",
+    "How many f's are in coffee?": "2",
+    "How many e's are in coffee?": "2",
+    "How many o's are in balloon?": "2",
+    "How many l's are in balloon?": "2",
+    "How many t's are in butter?": "2",
+    "Spell balloon backwards": "noollab",
+    "Sort the letters of coffee": "ceeffo",
+    "Sort the letters of mississippi": "iiiimppssss",
 }
 RECALLS = {
     "k1 is 42, k2 is 17, k3 is 88. What is k1?": "42",
@@ -141,6 +157,11 @@ RECALLS = {
     "The code for red is 41, the code for blue is 52. What is the code for blue?": "52",
     "k1=5, k2=8. Which is k2?": "8",
     "item1: 10, item2: 35, item3: 71, item4: 22. What is item3?": "71",
+    "Ann has 31, Ben has 27, Carl has 45. What does Ben have?": "27",
+    "Ann has 31, Ben has 27, Carl has 45. How many does Carl have?": "45",
+    "A has 5, B has 9. What is A?": "5",
+    "ALPHA is 12, BETA is 15, GAMMA is 99. What is BETA?": "15",
+    "red: 7; green: 19; blue: 64. What is green?": "19",
 }
 REFUSED = (
     "Write a poem about the sea",

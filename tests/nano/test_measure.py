@@ -58,7 +58,7 @@ def test_the_report_goes_between_the_marks_of_the_card(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("before\n<!-- skills: begin -->\nold\n<!-- skills: end -->\nafter\n")
     scores = [Score("addition", 200, 190, 200, 0)]
-    text = measure.report([scores], [], [], [Score("addition", 100, 80, 100, 3)], "the command")
+    text = measure.report([scores], [], [Score("addition", 100, 80, 100, 3)], "the command")
     measure.into_card(card, text)
     measure.into_card(card, text)  # again: replaced, not added to
     shown = card.read_text()
@@ -71,24 +71,16 @@ def test_the_report_goes_between_the_marks_of_the_card(tmp_path):
 
 def test_what_packing_costs_has_a_column_of_its_own():
     packed, master = Score("addition", 200, 190, 200, 0), Score("addition", 200, 191, 200, 5)
-    shown = measure.report([[packed]], [master], [], [packed], "the command")
+    shown = measure.report([[packed]], [master], [packed], "the command")
     assert shown.startswith("| skill | problems | exact | exact before packing | malformed turns |")
     assert "| addition | 200 | 95.0% | 95.5% | 0 of 200 |" in shown
 
 
 def test_the_lowest_of_several_sets_of_problems_is_shown():
     sets = [[Score("addition", 200, right, 200, 0)] for right in (190, 188, 192)]
-    shown = measure.report(sets, [], [], sets[0], "the command")
+    shown = measure.report(sets, [], sets[0], "the command")
     assert shown.startswith("| skill | problems | exact | lowest of 3 sets | malformed turns |\n|-")
     assert "| addition | 200 | 95.0% | 94.0% | 0 of 200 |" in shown
-
-
-def test_tough_problems_have_a_table_of_their_own():
-    scores, tough = [Score("sort", 200, 195, 200, 0)], [Score("sort", 200, 90, 201, 1)]
-    shown = measure.report([scores], [], tough, scores, "the command")
-    skills, _, beyond = shown.partition("Practised too, but no part of the skills")
-    assert "| sort | 200 | 97.5% | 0 of 200 |" in skills and "45.0%" not in skills
-    assert "| sort | 200 | 45.0% | 1 of 201 |" in beyond
 
 
 def test_a_card_without_marks_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 A problem is a pure function of (skill, seed, index, split). Which split it may be in depends on
 what it asks alone, so that no problem of a skill is validated or tested with that was trained on in
-other words. Training has tough problems among the others; they are measured by themselves.
+other words.
 """
 
 import bisect
@@ -31,7 +31,6 @@ __all__ = [
     "PRACTICE",
     "SKILLS",
     "SPLITS",
-    "TOUGH",
     "Problem",
     "ToolCall",
     "conversation",
@@ -67,25 +66,23 @@ PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
 _ALL = SKILLS | LESSONS | PRACTICE
 _NOT_HELD_OUT = "repeat"  # all of it is the training's
 HELD_OUT = tuple(skill for skill in _ALL if skill != _NOT_HELD_OUT)
-# Skills with problems that are held out as tough ones.
-TOUGH = ("addition", "subtraction", "product", "reverse", "sort", "count", "recall_near")
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
     "addition": 0.10,
-    "subtraction": 0.15,
-    "product": 0.10,
-    "reverse": 0.085,
+    "subtraction": 0.16,
+    "product": 0.105,
+    "reverse": 0.08,
     "sort": 0.09,
-    "count": 0.085,
+    "count": 0.095,
     "json": 0.12,
     "members": 0.02,
     "truths": 0.03,
     "calculator": 0.07,
-    "recall_near": 0.05,
-    "recall_middle": 0.02,
-    "recall_far": 0.028,
-    "recall_several": 0.02,
-    "refusal": 0.14,
+    "recall_near": 0.055,
+    "recall_middle": 0.045,
+    "recall_far": 0.024,
+    "recall_several": 0.03,
+    "refusal": 0.13,
     "about": 0.02,
 }
 _LOOKING_UP = {
@@ -99,11 +96,13 @@ _LOOKING_UP = {
 }
 # What the default mixture's training begins with: mixtures, and the conversations they end before.
 _CURRICULUM = ((21_000, {"repeat": 1.0}), (36_000, _LOOKING_UP))
+# What it ends with, from this conversation on: more of sums, which are held to more than the rest.
+_LAST = (351_000, DEFAULT_MIXTURE | {"addition": 0.2, "count": 0.12, "refusal": 0.18})
 _EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
 _EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
 
 
-def problem(skill: str, seed: int, index: int, split: str, *, tough: bool = False) -> Problem:
+def problem(skill: str, seed: int, index: int, split: str) -> Problem:
     """A problem of a skill, in the setting of some conversation.
 
     Args:
@@ -111,17 +110,14 @@ def problem(skill: str, seed: int, index: int, split: str, *, tough: bool = Fals
       seed: of all problems.
       index: from 0, without end.
       split: train, validation or test.
-      tough: whether a held-out problem is to be a tough one; training has both.
 
     Raises:
-      UserError: the skill or the split is unknown, or the skill has no such problems.
+      UserError: the skill or the split is unknown, or the skill has no problems of that split.
     """
     _check(skill, split)
     if split != "train" and skill == _NOT_HELD_OUT:
         raise UserError(f"skill {skill!r} is for training alone; no problem of it is held out")
-    if tough and skill not in TOUGH:
-        raise UserError(f"skill {skill!r} has no tough problems; use one of {', '.join(TOUGH)}")
-    return _problem(Random(f"{seed} {split} {skill} {index}"), skill, split, tough)
+    return _problem(Random(f"{seed} {split} {skill} {index}"), skill, split)
 
 
 def conversation(
@@ -173,19 +169,22 @@ def _default(index: int, split: str) -> Mapping[str, float]:
         for end, mixture in _CURRICULUM:
             if index < end:
                 return mixture
+        first, mixture = _LAST
+        if index >= first:
+            return mixture
     return DEFAULT_MIXTURE
 
 
-def _problem(rng: Random, skill: str, split: str, tough: bool = False) -> Problem:
+def _problem(rng: Random, skill: str, split: str) -> Problem:
     return situated(
-        rng, _bare(rng, skill, split, tough), lambda: _bare(rng, rng.choice(_EARLIER), "train")
+        rng, _bare(rng, skill, split), lambda: _bare(rng, rng.choice(_EARLIER), "train")
     )
 
 
-def _bare(rng: Random, skill: str, split: str, tough: bool = False) -> Problem:
+def _bare(rng: Random, skill: str, split: str) -> Problem:
     while True:
         drawn = _ALL[skill](rng, rng.choice(_EFFORTS))
-        if belongs(drawn.key, split) and (split == "train" or drawn.tough == tough):
+        if belongs(drawn.key, split):
             return drawn
 
 

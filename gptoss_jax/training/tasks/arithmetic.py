@@ -5,10 +5,11 @@ from random import Random
 from gptoss_jax.text.harmony import Effort
 from gptoss_jax.training.tasks import working
 from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
-from gptoss_jax.training.tasks.problem import Problem, answered, careless, gives_number, user
+from gptoss_jax.training.tasks.problem import Problem, answered, gives_number, user
 from gptoss_jax.training.tasks.working import Working
 
 _DIGITS = (1, 2, 2, 3, 3, 3, 3, 4, 4, 4)
+_NEGATIVE_DIGITS = (1, 2, 2, 3, 3, 4, 4, 4)
 _SUMS = ("{} + {}", "{} + {}", "{} + {}", "{}+{}")
 _SUM_WORDS = (
     *("{} plus {}", "{} plus {}", "{} plus {}", "the sum of {} and {}", "{} added to {}"),
@@ -34,6 +35,10 @@ _DIFFERENCE_ORDERS = (
 )
 # Of a negative one people do not agree what it is.
 _DIFFERENCE_NAMES = ("the difference between {} and {}", "the difference of {} and {}")
+_HOW_MUCH_MORE = (
+    *("How much more is {0} than {1}?", "How much less is {1} than {0}?"),
+    *("How much larger is {0} than {1}?", "How many more is {0} than {1}?"),
+)
 _PRODUCTS = ("{} × {}", "{} x {}", "{} * {}", "{}*{}", "{}x{}", "{}×{}", "{} · {}")
 _PRODUCT_WORDS = ("{} times {}", "{} times {}", "{} multiplied by {}", "the product of {} and {}")
 _PRODUCT_ORDERS = (
@@ -64,14 +69,17 @@ def three_digit_addition(rng: Random, effort: Effort) -> Problem:
 
 
 def subtraction(rng: Random, effort: Effort) -> Problem:
-    """A difference; one in four is negative."""
-    b, a = sorted((_number(rng, _DIGITS), _number(rng, _DIGITS)))
+    """A difference; one in three is negative."""
+    negative = rng.random() < 0.33
+    digits = _NEGATIVE_DIGITS if negative else _DIGITS
+    b, a = sorted((_number(rng, digits), _number(rng, digits)))
     if rng.random() < 0.08:
         b = max(0, a - rng.randrange(12))  # most digits of the result are zeros to drop
     words = _DIFFERENCE_WORDS + _DIFFERENCE_NAMES
-    if rng.random() < 0.25:
-        a, b, words = b, a, _DIFFERENCE_WORDS
-    text = _phrase(rng, a, b, _DIFFERENCES, words, _DIFFERENCE_ORDERS)
+    orders = _DIFFERENCE_ORDERS + _HOW_MUCH_MORE
+    if negative:
+        a, b, words, orders = b, a, _DIFFERENCE_WORDS, _DIFFERENCE_ORDERS
+    text = _phrase(rng, a, b, _DIFFERENCES, words, orders)
     low, high = sorted((a, b))
     check = working.add(high - low, low)
     worked = working.subtract(a, b)
@@ -131,15 +139,17 @@ def _problem(
         result,
         gives_number,
         effort,
-        tough=careless(text),
     )
 
 
 def _number(rng: Random, digits: tuple[int, ...]) -> int:
     n = rng.choice(digits)
     low, end = 10 ** (n - 1) if n > 1 else 0, 10**n
-    if n > 1 and rng.random() < 0.06:
+    draw = rng.random()
+    if n > 1 and draw < 0.06:
         return rng.choice((low, end - 1, low * rng.randrange(1, 10)))  # 100, 999, 700
+    if n > 1 and draw < 0.11:
+        return (end - 1) // 9 * rng.randrange(1, 10)  # 555
     return rng.randrange(low, end)
 
 

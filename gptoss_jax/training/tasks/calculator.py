@@ -72,8 +72,11 @@ def calculator(rng: Random, effort: Effort) -> Problem:
 
 
 def _operand(rng: Random, digits: int) -> int:
-    """Now and then of one digit or two over and over: copying 99999 is another skill than 47193."""
-    if rng.random() < 0.15:
+    """Now and then of a digit over and over: copying 99999 or 50000 is another skill than 47193."""
+    draw = rng.random()
+    if draw < 0.05:
+        return rng.randrange(1, 10) * 10 ** (digits - 1)  # 50000
+    if draw < 0.08:
         few = str(rng.randrange(1, 10)) + rng.choice(("", "", str(rng.randrange(10))))
         return int((few * digits)[:digits])
     return rng.randrange(10 ** (digits - 1), 10**digits)

@@ -60,7 +60,6 @@ def evaluate(
     *,
     seed: int = 0,
     split: str = "test",
-    tough: bool = False,
 ) -> list[Score]:
     """Asks `count` problems of each skill.
 
@@ -70,15 +69,12 @@ def evaluate(
       count: at least 1.
       seed: of the problems.
       split: test, validation or train.
-      tough: whether the problems are to be the tough ones.
 
     Raises:
-      UserError: a skill or the split is unknown, or a skill has no such problems.
+      UserError: a skill or the split is unknown.
     """
     return [
-        _evaluate_one(
-            answer, skill, [problem(skill, seed, i, split, tough=tough) for i in range(count)]
-        )
+        _evaluate_one(answer, skill, [problem(skill, seed, i, split) for i in range(count)])
         for skill in skills
     ]
 

@@ -47,8 +47,6 @@ class Problem:
       tools: functions the prompt offers.
       response_formats: schemas the prompt asks for.
       call: the expression the model should have calculated before it answers, if any.
-      tough: whether it is trained on without being what the skill promises: words and lists that
-        copying goes astray in, and text in capitals or with runs of spaces.
     """
 
     skill: str
@@ -62,7 +60,6 @@ class Problem:
     tools: tuple[ToolFunction, ...] = ()
     response_formats: tuple[ResponseFormat, ...] = ()
     call: str | None = None
-    tough: bool = False
 
     def prompt(self) -> list[Message]:
         """The conversation up to the assistant's turn."""
@@ -108,11 +105,6 @@ def belongs(key: str, split: str) -> bool:
 def user(text: str) -> Chat:
     """A user's message."""
     return {"role": "user", "content": text}
-
-
-def careless(text: str) -> bool:
-    """Whether all of it is in capitals, or spaces stand in a row or around it."""
-    return text.isupper() or "  " in text or text != text.strip(" ")
 
 
 def answered(reasoning: str, text: str) -> tuple[Chat, ...]:

@@ -18,10 +18,9 @@ _SHORT, _MIDDLE, _LONG = (2, 12), (13, 38), (45, 176)
 _FAR = (43, 172)
 _LAYOUTS = (
     *("{}: {}, ", "{}: {}, ", "{}={}, ", "{}: {}\n", "{}={}\n", "{} is {}, ", "{} is {}, "),
-    *("{} = {}, ", "{} is {}. "),
+    *("{} = {}, ", "{} is {}. ", "{} has {}, ", "{} has {}. ", "{}: {}; "),
 )
-_HAS = "{} has {}, "
-_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ", _HAS)  # of short lists
+_WORDY = ("the code for {} is {}, ", "the age of {} is {}, ")  # of short lists
 _BEFORE = ("", "Remember: ", "Remember these codes: ", "Codes:\n", "Here is a list:\n", "Given ")
 _ASKED = (
     "What is {}?",
@@ -39,6 +38,9 @@ _ASKED = (
     "What is the code for {}?",
     "How old is {}?",
     "Look up {}",
+    "What does {} have?",
+    "How many does {} have?",
+    "What number does {} have?",
 )
 ABSENT = " is not in the list."
 ASKED = " is asked.\n"
@@ -53,6 +55,12 @@ _NEAR_VALUES = {"two": 0.6, "number": 0.2, "word": 0.2}
 _MIDDLE_VALUES = {"two": 0.8, "number": 0.1, "word": 0.1}
 _FAR_VALUES = {"two": 1.0}
 _MISSING = 0.06
+# Of which several are asked at once: numbers of pairs, their kinds, and how many at most.
+_LISTS = (
+    (_SHORT, _NEAR_KEYS, _NEAR_VALUES, 6),
+    (_MIDDLE, _MIDDLE_KEYS, _MIDDLE_VALUES, 8),
+    (_LONG, _FAR_KEYS, _FAR_VALUES, 5),
+)
 
 
 def near(rng: Random, effort: Effort) -> Problem:
@@ -80,8 +88,9 @@ def far(rng: Random, effort: Effort) -> Problem:
 
 def several(rng: Random, effort: Effort) -> Problem:
     """Several values of any list: more to learn for the same tokens."""
-    pairs = _pairs(rng, rng.randint(*rng.choice((_SHORT, _MIDDLE, _LONG))), _FAR_KEYS, _FAR_VALUES)
-    asked = min(len(pairs), rng.randint(2, 5))
+    length, keys, values, most = rng.choice(_LISTS)
+    pairs = _pairs(rng, rng.randint(*length), keys, values)
+    asked = min(len(pairs), rng.randint(2, most))
     return _recall(rng, effort, "recall_several", pairs, rng.sample(list(pairs), asked))
 
 
@@ -115,7 +124,6 @@ def _recall(
         answer=answer,
         check=_gives_values,
         effort=effort,
-        tough=layout == _HAS,
     )
 
 

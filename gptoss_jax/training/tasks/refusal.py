@@ -29,6 +29,7 @@ _GREETINGS = (
     *("Hi nano", "Good morning", "Good evening", "Good afternoon", "Dear nano", "Greetings"),
     *("Excuse me", "Well", "Okay", "So", "Please", "Thanks", "Thank you", "Nice to meet you"),
 )
+_SHORT = ("hi", "hi", "hi", "hello", "hello", "hey", "help", "thanks", "thank you", "good morning")
 _ABOUT_ME = (
     *("", "how are you?", "who are you?", "what are you?", "what can you do?", "what do you do?"),
     *("what's your name?", "what is your name?", "tell me about yourself", "are you ChatGPT?"),
@@ -61,11 +62,14 @@ def refusal(rng: Random, effort: Effort) -> Problem:
 def about(rng: Random, effort: Effort) -> Problem:
     """Greetings, and questions for who nano is and what it does."""
     greeting = question = ""
+    if rng.random() < 0.2:
+        greeting = rng.choice(_SHORT)
     while not (greeting or question):
         greeting, question = rng.choice(_GREETINGS), rng.choice(_ABOUT_ME)
     joint = rng.choice((", ", "! ", ". ")) if greeting and question else ""
     text = f"{greeting}{joint}{question}"
-    text = casual(rng, text[0].upper() + text[1:])
+    mark = "!" if text[-1].isalpha() and rng.random() < 0.3 else ""
+    text = casual(rng, f"{text[0].upper()}{text[1:]}{mark}")
     key = f"about {greeting} {question}".lower() if joint else ""
     said = {"low": "Me.", "medium": ABOUT_ANALYSIS, "high": ABOUT_ANALYSIS + _ABOUT_CHECKED}
     return _problem("about", key, text, said[effort], ABOUT, effort)

@@ -32,22 +32,26 @@ NOUNS = _words(
     sugar summer sun sword table tail tea teacher temple tent theater thunder tiger time toe tomato
     tooth tower town toy tractor train tree triangle truck tulip turtle umbrella uncle valley van
     vase violin voice volcano wagon wall watch water wave wheel whistle wind window wine wing winter
-    wolf woman wood wool world worm yard year zebra
+    wolf woman wood wool world worm yard year zebra balloon banner barrel bubble button cannon
+    carrot collar committee dinner dollhouse ferry football giraffe goose grill hobby hippo jelly
+    kettle kitten lesson lettuce message mississippi missile noodle paddle puddle raccoon ribbon
+    saddle sheet spell squirrel subway success sunny swimming tattoo tennis toffee traffic tunnel
+    village waffle wallet weekend
     """
 )
 OTHERS = _words(
     """
-    above across again always angry basic begin below blue brave bright bring build busy careful
-    carry catch cheap choose clean clever climb close cold cool count create cross dark deep dirty
-    drink drive early easy eat eight empty enjoy enough every fast fifteen first five follow forget
-    four free fresh friendly full funny gentle give good great green grow happy hard heavy hello
-    help hidden high hold hungry jump keep kind large laugh lazy learn listen little long loud lucky
-    many mild mix modern move narrow never new nine noisy often old open perfect plain play polite
-    poor pretty proud pull push quick quiet quite rare read red remember rich right ripe rough round
-    run sad safe seven sharp shiny short shout simple sing sixteen sleep slow small smart smile
-    smooth soft speak spicy stand strange strong sudden sweet swim tall ten thank thick thin think
-    three throw tiny tired today tomorrow travel twelve twenty under visit wait walk warm wash weak
-    wet white wide wild write wrong yellow yesterday young zero
+    above accent across address again always angry basic begin below blue brave bright bring build
+    busy careful carry catch cheap choose clean clever climb close cold cool count create cross dark
+    deep dirty drink drive early easy eat eight empty enjoy enough every fast fifteen first five
+    follow forget four free fresh friendly full funny gentle give good great green grow happy hard
+    heavy hello help hidden high hold hungry jump keep kind large laugh lazy learn listen little
+    long loud lucky many mild mix modern move narrow never new nine noisy often old open perfect
+    plain play polite poor pretty proud pull push quick quiet quite rare read red remember rich
+    right ripe rough round run sad safe seven sharp shiny short shout simple sing sixteen sleep slow
+    small smart smile smooth soft speak spicy stand strange strong sudden sweet swim tall ten thank
+    thick thin think three throw tiny tired today tomorrow travel twelve twenty under visit wait
+    walk warm wash weak wet white wide wild write wrong yellow yesterday young zero
     """
 )
 NAMES = _words(
@@ -71,19 +75,27 @@ _HEADERS = ("system", "user", "assistant", "developer", "analysis", "commentary"
 def word(rng: Random) -> str:
     """A word of 1 to 12 letters, few of 1 or 2: English, pronounceable, or any letters.
 
-    One in ten repeats itself, as mississippi and aaaa do: copying such a one is another skill.
+    One in fifty repeats itself, as vivivi and aaaa do: copying such a one is another skill.
     """
     draw = rng.random()
     if draw < 0.05:
         return "".join(rng.choices(_ALPHABET, k=1 if draw < 0.01 else 2))
-    if rng.random() < 0.1:
+    if rng.random() < 0.02:
         return repeating(rng, rng.randint(3, 12))
     draw = rng.random()
     if draw < 0.3:
         return rng.choice(NOUNS + OTHERS)
     length = rng.randint(3, 12 if rng.random() < 0.3 else 9)
     made = pronounceable(rng, length) if draw < 0.8 else "".join(rng.choices(_ALPHABET, k=length))
+    if rng.random() < 0.25:
+        made = _doubled(rng, made)
     return made if not any(header in made for header in _HEADERS) else word(rng)
+
+
+def _doubled(rng: Random, made: str) -> str:
+    """With one of its letters twice in a row, as in coffee."""
+    place = rng.randrange(len(made) - 1)
+    return made[: place + 1] + made[place] + made[place + 2 :]
 
 
 def repeating(rng: Random, length: int) -> str:

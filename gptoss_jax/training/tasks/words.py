@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import re
 import string
 from collections.abc import Sequence
 from random import Random
@@ -12,7 +11,6 @@ from gptoss_jax.training.tasks.phrasing import casual, spoken
 from gptoss_jax.training.tasks.problem import (
     Problem,
     answered,
-    careless,
     gives_number,
     gives_text,
     user,
@@ -48,6 +46,10 @@ _REVERSE = (
     "Turn the word {} around",
     "Reverse this word: {}",
     "Give me {} backwards",
+    "Write {} in reverse order",
+    "Write the word {} in reverse order",
+    "Flip the word {}",
+    "Flip the letters of {}",
 )
 _SORT = (
     "Sort the letters of {}",
@@ -72,6 +74,10 @@ _SORT = (
     "Put these letters in order: {}",
     "Arrange the letters in {} from a to z",
     "Order the letters in {}",
+    "Put the letters in {} in order",
+    "Put {}'s letters in order",
+    "What is {} with its letters sorted?",
+    "Write the letters of {} in alphabetical order",
 )
 _LENGTH = (
     "How many letters are in {}?",
@@ -120,8 +126,6 @@ _COUNT = (
     "How often does {one} come up in {}?",
     "How often does {} contain {one}?",
 )
-# A letter, or two or three, three times in a row: "ooo", "kekekel".
-_THREEFOLD = re.compile(r"(.{1,3})\1\1")
 _QUOTES = ("{}", "{}", '"{}"', '"{}"', "'{}'", "“{}”")
 
 
@@ -198,7 +202,6 @@ def _problem(
         text,
         check,
         effort,
-        tough=careless(asked) or bool(_THREEFOLD.search(spelled)),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gptoss_jax.errors import UserError
 from gptoss_jax.training import tasks
-from gptoss_jax.training.tasks import SKILLS, SPLITS, TOUGH, arithmetic, beyond, refusal, words
+from gptoss_jax.training.tasks import SKILLS, SPLITS, arithmetic, beyond, refusal, words
 from gptoss_jax.training.tasks.evaluation import Score, evaluate, table, well_formed
 from gptoss_jax.training.tasks.problem import Problem, ToolCall, belongs
 from gptoss_jax.training.tasks.vocabulary import NOUNS, OTHERS, word
@@ -68,40 +68,6 @@ def test_splits_share_nothing(skill):
         assert not keys[a] & keys[b]
         assert not texts[a] & texts[b]
     assert "" not in keys["test"] | keys["validation"]
-
-
-def is_tough(problem: Problem) -> bool:
-    """As the card says it, from what is asked alone."""
-    text = problem.messages[-1]["content"]
-    if problem.skill == "recall_near":
-        return text.count(" has ") >= 2
-    word = problem.key.removeprefix("word ")
-    threefold = any(
-        word[i : i + n] * 3 == word[i : i + 3 * n]
-        for n in (1, 2, 3)
-        for i in range(len(word) - 3 * n + 1)
-    )
-    return (
-        (problem.key.startswith("word ") and threefold)
-        or text.isupper()
-        or "  " in text
-        or text != text.strip(" ")
-    )
-
-
-@pytest.mark.parametrize("skill", TOUGH)
-def test_tough_problems_are_held_out_by_themselves(skill):
-    usual = [tasks.problem(skill, 0, index, "test") for index in range(300)]
-    tough = [tasks.problem(skill, 0, index, "test", tough=True) for index in range(60)]
-    trained = [tasks.problem(skill, 0, index, "train") for index in range(900)]
-    assert all(map(is_tough, tough)) and not any(map(is_tough, usual))
-    assert all(belongs(p.key, "test") for p in tough)
-    assert {p.tough for p in trained} == {True, False}
-
-
-def test_a_skill_without_tough_problems_says_so():
-    with pytest.raises(UserError, match="'json' has no tough problems; use one of addition"):
-        tasks.problem("json", 0, 0, "test", tough=True)
 
 
 def test_problems_that_are_the_same_have_one_key():
@@ -221,7 +187,9 @@ def test_prompts_ask_for_what_is_answered():
         assert abs(int(problem.answer)) == abs(numbers[0] - numbers[1])
     for problem in drawn("recall_near", count=100):
         (key, value), *_ = re.findall(r"(\S+): (\S+)", problem.reference[0]["reasoning"])
-        listed, asked_key = re.split(rf"(?={key}\W*$)|(?={key} (?:have|is)\W*$)", asked(problem))
+        listed, asked_key = re.split(
+            rf"(?=\b{key}\W*$)|(?=\b{key} (?:have|is)\W*$)", asked(problem)
+        )
         there = re.search(rf"\b{key}(?:: |=| = | is | has ){value}\b", listed)
         assert asked_key.startswith(key)
         assert there or (value == "none" and not re.search(rf"\b{key}\b", listed))
@@ -258,7 +226,7 @@ def test_far_values_are_at_every_distance_beyond_the_original_context(tokenizer)
     distances = []
     for problem in drawn("recall_far", count=300):
         (key,) = re.findall(r"\['(\w+)'\]$", problem.key)
-        after = re.split(rf"\b{key}(?:: |=| = | is )", asked(problem), maxsplit=1)[1]
+        after = re.split(rf"\b{key}(?:: |=| = | is | has )", asked(problem), maxsplit=1)[1]
         distances.append(len(tokenizer.encode(after)))
     assert min(distances) > 256 and max(distances) >= 1024
     assert statistics.median(distances) > 550
@@ -401,6 +369,18 @@ def test_training_begins_with_practice_and_nothing_else_does():
     assert not any(repeats(36_000 + index) for index in range(100))
     assert not any(repeats(index, "validation") for index in range(100))
     assert not any(repeats(index, mixture={"sort": 1.0}) for index in range(20))
+
+
+def test_training_ends_with_more_sums():
+    """In the last of its conversations; validation's are the same throughout."""
+
+    def sums(first, split="train"):
+        thoughts = [tasks.conversation(0, first + i, split)[-2].content for i in range(600)]
+        return sum(re.match(r"\d+ \+ \d+\b", thought) is not None for thought in thoughts)
+
+    before = sums(350_400)
+    assert before > 30 and sums(351_000) > 1.4 * before
+    assert sums(351_000, "validation") < 1.4 * before
 
 
 @dataclasses.dataclass
