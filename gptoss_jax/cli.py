@@ -159,6 +159,11 @@ def run(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
         code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
         # The others are not waited for: they may be waiting for this one.
         return _leave(code) if several else code
+    if distributed.joined():
+        # A call may be under way, as after a stop string; the interpreter's end would end its
+        # threads where they are, and the process with them.
+        distributed.part()
+        _leave(0)
     return 0
 
 

@@ -118,6 +118,13 @@ def joined() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
+def part() -> None:
+    """Waits until all processes are done, and knows them no more."""
+    import jax
+
+    jax.distributed.shutdown()
+
+
 def prints() -> bool:
     """Whether this is the process that prints, and writes what one process is to write."""
     return _own_stderr is None
