@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from gptoss_jax.model.config import PRESETS
-from gptoss_jax.planning import report
+from gptoss_jax.planning import program, report, traffic
 from gptoss_jax.planning.chips import GIB
+from gptoss_jax.planning.hlo import Module
 from gptoss_jax.planning.jobs import Generate, Job, Train
 from gptoss_jax.training import settings
 
@@ -64,8 +65,54 @@ def asked(job: Job, name: str) -> report.Report:
 
 
 @functools.cache
-def compiled(model: str, name: str, batch: int, context: int) -> dict:
-    return asked(Generate(PRESETS[model], batch, context), name).as_dict()
+def reported(model: str, name: str, batch: int, context: int) -> tuple[dict, list]:
+    """(What `plan` reports, what decode's instructions write)."""
+    written, moved = [], traffic.moved
+
+    def noted(module: Module, trips) -> float:
+        written.extend(writes(module, trips))
+        return moved(module, trips)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program.traffic, "moved", noted)
+        found = asked(Generate(PRESETS[model], batch, context), name)
+    return found.as_dict(), written
+
+
+def compiled(*case) -> dict:
+    return reported(*case)[0]
+
+
+def writes(module: Module, trips) -> list[tuple[int, bool, str]]:
+    """What each instruction outside fusions writes to memory: bytes, whether packed, its name.
+
+    Of what is updated in place, the update alone.
+    """
+    counter = traffic._Counter(module, trips)
+    fused = {
+        one.called[0]
+        for computation in module.computations.values()
+        for one in computation.values()
+        if one.opcode == "fusion"
+    }
+    found = []
+    for name, computation in module.computations.items():
+        if name in fused:
+            continue
+        for one in computation.values():
+            if one.opcode in {*traffic._FREE, "while", "conditional", "call", "async-start"}:
+                continue
+            if one.opcode == "fusion":
+                nbytes = counter._written(one, module.computations[one.called[0]])
+            elif one.opcode in ("dynamic-update-slice", "scatter"):
+                place = 1 if one.opcode == "dynamic-update-slice" else -1
+                nbytes = traffic._result(computation[one.operands[place]])
+            elif one.opcode == "copy-start":  # what it gives, and what it was given
+                nbytes = one.arrays[0].nbytes * one.arrays[0].in_memory
+            else:
+                nbytes = traffic._in_memory(one)
+            found.append((nbytes, one.packed, f"{one.opcode} {one.name} {one.op_name}"))
+    return found
 
 
 @pytest.mark.parametrize("case", SLICES, ids=lambda case: "-".join(map(str, case)))
@@ -102,6 +149,20 @@ THROUGH_MEMORY = "v5p"
 def test_what_decode_moves(case):
     moved = compiled(*case)["decode_bytes"]
     assert moved["minimum"] <= moved["compiled"] <= RATIO * moved["minimum"]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in SLICES if case[2] <= 8], ids=lambda case: "-".join(map(str, case))
+)
+def test_decode_makes_no_weight_anew(case):
+    """Nothing larger than a dequantised expert, and of packed bytes not even a hundredth of all."""
+    config = PRESETS[case[0]]
+    expert = 2 * 3 * config.expert_width * config.hidden_size  # bfloat16
+    packed = config.num_experts * expert // 4
+    written = reported(*case)[1]
+    assert len(written) > 100
+    assert [one for one in written if one[0] > expert] == []
+    assert [one for one in written if one[1] and one[0] > packed // 100] == []
 
 
 def test_a_step_of_20bs_adapter_fits_one_v5e_beside_the_packed_weights():
