@@ -187,6 +187,16 @@ class Machine(RuleBasedStateMachine):
             assert part.pages.held == part.rings.held == 0
 
 
+def answer(scheduler: Scheduler, call, computed: dict[Sequence, int]) -> None:
+    """Says 9 in every row, and counts what is prefilled of each sequence."""
+    if isinstance(call, Prefill):
+        for sequence, added in zip(call.rows, call.added, strict=True):
+            computed[sequence] = computed.get(sequence, 0) + added
+        scheduler.prefilled(call, [9] * len(call.rows), frozenset())
+    else:
+        scheduler.decoded(call, [[9]] * len(call.rows), frozenset())
+
+
 @given(
     length=st.integers(1, 40),
     copies=st.integers(2, SEQUENCES),
@@ -212,12 +222,7 @@ def test_of_copies_one_computes_the_whole_pages(length, copies, other, early):
         call = scheduler.next(4)
         if call is None:
             break
-        if isinstance(call, Prefill):
-            for sequence, added in zip(call.rows, call.added, strict=True):
-                computed[sequence] = computed.get(sequence, 0) + added
-            scheduler.prefilled(call, [1] * len(call.rows), frozenset())
-        else:
-            scheduler.decoded(call, [[1]] * len(call.rows), frozenset())
+        answer(scheduler, call, computed)
     assert all(sequence.ended for sequence in sequences) and not waiting
     shared = (length - 1) // PAGE * PAGE
     assert computed[sequences[0]] == length
@@ -402,12 +407,7 @@ def computed_of(scheduler: Scheduler, sequences: list[Sequence]) -> list[int]:
     for sequence in sequences:
         scheduler.add(sequence)
     while (call := scheduler.next(1)) is not None:
-        if isinstance(call, Prefill):
-            for sequence, added in zip(call.rows, call.added, strict=True):
-                computed[sequence] = computed.get(sequence, 0) + added
-            scheduler.prefilled(call, [9] * len(call.rows), frozenset())
-        else:
-            scheduler.decoded(call, [[9]] * len(call.rows), frozenset())
+        answer(scheduler, call, computed)
     return [computed[sequence] for sequence in sequences]
 
 
