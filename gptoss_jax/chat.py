@@ -222,7 +222,7 @@ def _command(line: str, conversation: Conversation) -> None:
             print(conversation.command(line), file=sys.stderr)
         except UserError as error:
             failed = error
-    vars(conversation).update(json.loads(distributed.same_text(json.dumps(conversation.state))))
+    vars(conversation).update(json.loads(distributed.of_first(json.dumps(conversation.state))))
     if failed is not None:
         raise failed
 
@@ -238,7 +238,7 @@ def _line(prompt: str) -> str:
         with contextlib.suppress(EOFError), _interruptible():
             typed = input(prompt)
     with _ignoring_interrupts():  # meant for process 0's line
-        typed = json.loads(distributed.same_text(json.dumps(typed)))
+        typed = json.loads(distributed.of_first(json.dumps(typed)))
     if typed is None:
         raise EOFError
     return typed
@@ -316,10 +316,10 @@ def _answer(text: str, conversation: Conversation, session: _Session) -> None:
         functions=session.toolbox.functions,
         namespaces=session.toolbox.namespaces,
         # Hosts' clocks differ, and what follows a call is rendered by each.
-        current_date=distributed.same_text(today()),
+        current_date=distributed.of_first(today()),
     )
     arguments, tokenizer = session.arguments, session.tokenizer
-    prompt = distributed.same(render_conversation(tokenizer, asked))
+    prompt = distributed.of_first(render_conversation(tokenizer, asked))
     if len(prompt) >= session.room:
         raise UserError(
             f"the conversation has {len(prompt)} tokens and there is room for {session.room}; "

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -149,20 +148,11 @@ def lost(error: Exception) -> str | None:
     return f"another process of this run has ended ({text})"
 
 
-def same(ids: Sequence[int]) -> list[int]:
-    """Process 0's ids in every process: it alone reads standard input, and knows the date."""
-    return of_first(list(ids))
-
-
-def same_text(text: str) -> str:
-    """Process 0's text in every process."""
-    return of_first(text)
-
-
 def of_first(thing: _T) -> _T:
     """Process 0's thing, whatever can be pickled, in every process; all must come here to get it.
 
-    It goes where activations go, between the devices: there is no address to be reached at.
+    It alone reads standard input, knows the date and schedules. What it says goes where activations
+    go, between the devices: there is no address to be reached at.
     """
     if not joined():
         return thing

@@ -128,10 +128,10 @@ def _prepare(arguments: argparse.Namespace, toolbox: Toolbox) -> "list[tuple[Tur
             functions=toolbox.functions,
             namespaces=toolbox.namespaces,
             # Hosts' clocks differ, and what follows a call is rendered by each.
-            current_date=distributed.same_text(completion.today()),
+            current_date=distributed.of_first(completion.today()),
         )
         prompt = render_conversation(tokenizer, conversation)
-    prompt = distributed.same(prompt)
+    prompt = distributed.of_first(prompt)
     check_prompt(config, prompt, arguments.max_tokens)
     toolbox.fit(config.max_context)
     request = interactive.request(arguments, config, prompt, constraint)

@@ -220,7 +220,7 @@ def _counted(
     for number in itertools.count(1):
         run = _answer(engine, asked, users, tokenizer)
         settled = number > 1 and run.whole.counted.compile_s < 0.01 * run.whole.seconds
-        (settled,) = distributed.same([settled])  # processes' clocks differ
+        settled = distributed.of_first(settled)  # processes' clocks differ
         if settled or number == _MOST_RUNS:
             return run
         # Others than before, so that none is cached; what they share, they still do.

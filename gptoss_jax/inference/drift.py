@@ -100,7 +100,7 @@ def observe(
 ) -> Seen:
     """Asks the model, greedily."""
     chats = [[{"role": "user", "content": prompt.text}] for prompt in prompts]
-    rendered = [distributed.same(render_chat(tokenizer, chat)) for chat in chats]
+    rendered = [distributed.of_first(render_chat(tokenizer, chat)) for chat in chats]
     asked = [Request(prompt, max_tokens, temperature=0.0) for prompt in rendered]
     room = max(map(len, rendered)) + max_tokens
     engine = engine_for(model, tokenizer, BATCH, max_tokens=room, reuse=False)
