@@ -207,7 +207,8 @@ class Engine:
         if request.adapter is not None:
             sequence.adapter = self.adapters.find(request.adapter)
         if request.constraint is not None:
-            sequence.matcher = (Elsewhere() if self.follows else request.constraint).matcher()  # pyright: ignore[reportAttributeAccessIssue]
+            constraint: Any = Elsewhere() if self.follows else request.constraint
+            sequence.matcher = constraint.matcher()
         return sequence
 
     def cancel(self, sequence: requests.Sequence) -> None:

@@ -241,7 +241,8 @@ def _end(sequence: Sequence, end: _End) -> None:
     del sequence.tokens[end.tokens :]
     del sequence.logprobs[len(sequence.generated) :]
     if sequence.matcher is not None:
-        sequence.matcher = Elsewhere(end.cut_short)  # pyright: ignore[reportAttributeAccessIssue]
+        matcher: Any = Elsewhere(end.cut_short)
+        sequence.matcher = matcher
     sequence.stage = Stage.ENDED
 
 
@@ -252,10 +253,11 @@ def _details(call: Call) -> dict[str, Any]:
 
 def _plain(request: Request) -> Request:
     """As it can be sent, of its constraint only that there is one; stop strings are no engine's."""
+    constraint: Any = None if request.constraint is None else Elsewhere()
     return dataclasses.replace(
         request,
         prompt=list(request.prompt),
         logit_bias=dict(request.logit_bias),
         stop=(),
-        constraint=None if request.constraint is None else Elsewhere(),  # pyright: ignore[reportArgumentType]
+        constraint=constraint,
     )
