@@ -1,5 +1,6 @@
 """Lines of a data file as examples: one conversation each, or two to choose between."""
 
+import difflib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ _SAYING = (
     *("content", "reasoning", "reasoning_content", "thinking", "refusal"),
     *("tool_calls", "function_call"),
 )
+# What else a message may have that is looked at; a near miss of any is a slip.
+_FIELDS = (*_SAYING, "role", "name", "channel", "recipient", "content_type", "tool_call_id")
 Parse = Callable[[bytes, Settings, Tokenizer], Unit]
 
 
@@ -92,11 +95,33 @@ def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
     if not isinstance(date, str | None):
         raise UserError(f"current_date: {date!r} is no string")
     for i, message in enumerate(chat):
-        if isinstance(message, dict) and _says_nothing(message):
-            raise UserError(f"messages[{i}]: says nothing; give content")
+        if isinstance(message, dict):
+            _check_message(message, f"messages[{i}]")
     messages = from_chat(chat, tools=tool_functions(tools), effort=effort, current_date=date)
     _check_answered(messages)
     return messages
+
+
+def _check_message(message: dict[str, Any], where: str) -> None:
+    """Refuses what would be left out without a word, or teach what no program could read."""
+    for field in message.keys() - set(_FIELDS):
+        for meant in difflib.get_close_matches(field, _FIELDS, n=1, cutoff=0.8):
+            raise UserError(f"{where}: unknown field {field!r}; did you mean {meant!r}?")
+    if _says_nothing(message):
+        raise UserError(f"{where}: says nothing; give content")
+    calls = message.get("tool_calls")
+    for n, call in enumerate(calls if isinstance(calls, list) else []):
+        function = call.get("function") if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str) and arguments and not _is_object(arguments):
+            raise UserError(f"{where}.tool_calls[{n}]: arguments are no JSON object: {arguments!r}")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(strict_json.loads(text.encode()), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _check_answered(messages: Sequence[Message]) -> None:

@@ -19,6 +19,14 @@ from gptoss_jax.training.tasks.vocabulary import word
 
 USER = {"role": "user", "content": "hi"}
 GOOD = json.dumps({"messages": [USER, {"role": "assistant", "content": "hello"}]})
+
+
+def calls(arguments):
+    """An assistant's message with a call of a function."""
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
 DEEP = '{"type": "array", "items": ' * 600 + "{}" + "}" * 600
 BAD = {
     "{": "not JSON",
@@ -62,6 +70,16 @@ BAD = {
             ]
         }
     ): "analysis 'hm' without an answer",
+    GOOD.replace(
+        '"hello"', '"hello", "thinkng": "hm"'
+    ): "messages[1]: unknown field 'thinkng'; did you mean 'thinking'?",
+    GOOD.replace(
+        '"hello"', '"", "contnet": "hello"'
+    ): "unknown field 'contnet'; did you mean 'conte",
+    json.dumps(
+        {"messages": [USER, calls('{"a": 1')]}
+    ): "messages[1].tool_calls[0]: arguments are no JSON object: '{\"a\": 1'",
+    json.dumps({"messages": [USER, calls("3")]}): "arguments are no JSON object: '3'",
 }
 
 
@@ -86,6 +104,12 @@ def test_a_bad_line_is_named(write, config, tokenizer, line, expected):
     assert expected in shown
     assert "(and 1 more bad lines); --config.data.skip_bad=true" in shown
     assert "\n" not in shown
+
+
+@pytest.mark.parametrize("arguments", ["", "{}", '{"a": "b"}', {"a": 1}])
+def test_arguments_of_a_call_may_be_an_object_or_none(write, config, tokenizer, arguments):
+    write(json.dumps({"messages": [USER | {"weight": 1}, calls(arguments)]}))
+    assert open_sources(config, tokenizer).train.size == 1
 
 
 def test_text_that_is_no_utf_8_is_named(write, config, tokenizer):
