@@ -34,6 +34,7 @@ from gptoss_jax.checkpoint.adapters import apply_adapter
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference.adapters import Slots
 from gptoss_jax.inference.engine import Engine
+from gptoss_jax.inference.reading import TurnReader
 from gptoss_jax.inference.requests import Sequence, Stage
 from gptoss_jax.loading import NANO, checkpoint_directory, find_tokenizer
 from gptoss_jax.model import lora
@@ -41,6 +42,7 @@ from gptoss_jax.model.adapter import Adapter
 from gptoss_jax.model.config import Config
 from gptoss_jax.model.lora import Trained
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.text import Tokenizer
 
 # Eight pages are one of the longest sequences and a half.
 _SEQUENCES, _PAGES, _UNDER_WAY = 4, 8, 14
@@ -102,11 +104,52 @@ def run(requests: int, steps: int, seed: int) -> Run:
         return _Endurance(requests, steps, seed, Path(folder)).run()
 
 
+class _Client:
+    """Who reads an answer as it comes, and leaves at a stop string.
+
+    Attributes:
+      since: steps until the request was submitted.
+      read: tokens.
+      read_before: the same, until the last step that brought any.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, drawn: Drawn, since: int):
+        self.drawn, self.since = drawn, since
+        self.read = self.read_before = 0
+        self._tokenizer = tokenizer
+        self._reader = TurnReader(tokenizer, drawn.request.stop, raw=True)
+
+    def leaves(self, sequence: Sequence) -> bool:
+        """Reads what is new; whether a stop string is."""
+        if sequence.generated[self.read :]:
+            self.read_before = self.read
+        for token in sequence.generated[self.read :]:
+            self._reader.push(token)
+        self.read = len(sequence.generated)
+        return self._reader.stopped
+
+    def fault(self, made: list[int]) -> str | None:
+        """What is wrong with the text that was read of an answer, or with where reading ended."""
+        self._reader.finish()
+        text, before = (self._text(made[:end]) for end in (len(made), self.read_before))
+        stops = self.drawn.request.stop
+        ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+        if self._reader.text != (text[: min(ends)[1]] if ends else text):
+            return f"its text is {self._reader.text!r}, of {text!r} with stops {stops}"
+        if any(stop in before for stop in stops) or self.read < len(made):
+            return "it went on after a stop string"
+        return None
+
+    def _text(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(t for t in tokens if t not in self._tokenizer.stop_ids)
+
+
 class _Endurance:
     def __init__(self, requests: int, steps: int, seed: int, folder: Path):
         tokenizer = find_tokenizer(checkpoint_directory(NANO), 0)
         assert tokenizer is not None
         self._requests, self._steps = requests, steps
+        self._tokenizer = tokenizer
         self._model = _tiny(tokenizer.vocab_size)
         # As each answer is checked: by the names of adapters, None for the model without one.
         self._models: dict[str | None, GptOss] = {None: self._model}
@@ -134,7 +177,7 @@ class _Endurance:
         sizes = [short, (LONGEST, LONGEST_ANSWER)]
         self._alone = Alone(np.isin(np.arange(size), banned), sizes)
         self._source = Source(seed, tokenizer, size, names)
-        self._under_way: dict[Sequence, tuple[Drawn, int]] = {}
+        self._under_way: dict[Sequence, _Client] = {}
         self._displaced: set[Sequence] = set()
         self._next: Drawn | None = None
         self._answered: Sequence | None = None  # the last, if another prompt can go on from it
@@ -166,7 +209,8 @@ class _Endurance:
             if name is not None and not self._is_loaded(name):
                 return
             sequence = self._engine.submit(self._next.request)
-            self._under_way[sequence] = self._next, self._counts["steps"]
+            steps = self._counts["steps"]
+            self._under_way[sequence] = _Client(self._tokenizer, self._next, steps)
             self._counts["submitted"] += 1
             self._next = None
 
@@ -198,11 +242,16 @@ class _Endurance:
 
     def _step(self) -> None:
         steps = self._counts["steps"]
-        for sequence, (drawn, since) in self._under_way.items():
-            if drawn.cancelled_after is not None and steps - since >= drawn.cancelled_after:
+        for sequence, client in self._under_way.items():
+            most = client.drawn.cancelled_after
+            if client.leaves(sequence) or (most is not None and steps - client.since >= most):
                 self._engine.cancel(sequence)
+        left = [sequence for sequence in self._under_way if sequence.cancelled]
         self._engine.step()
         self._counts["steps"] += 1
+        for sequence in left:
+            if not sequence.ended:
+                self._violate(self._under_way[sequence].drawn, "it is there a step after its end")
         self._guarded(self._engine.audit)
         for sequence in list(self._under_way):
             if sequence.stage is Stage.WAITING and sequence.generated:
@@ -217,9 +266,13 @@ class _Endurance:
             self._violations.append(f"step {self._counts['steps']}: {error}")
 
     def _ended(self, sequence: Sequence) -> None:
-        drawn, _ = self._under_way.pop(sequence)
-        request, made = drawn.request, sequence.generated
+        client = self._under_way.pop(sequence)
+        drawn, request, made = client.drawn, client.drawn.request, sequence.generated
+        found = client.leaves(sequence)
         self._count(sequence)
+        self._counts["ended_by_a_string"] += found
+        if fault := client.fault(made):
+            self._violate(drawn, fault)
         if sequence.computed or sequence.pages:
             self._violate(drawn, "it holds pages after its end")
         stopped = [token in self._stops for token in made]
@@ -246,6 +299,7 @@ class _Endurance:
         counts["with_constraint"] += request.constraint is not None
         counts["with_penalties"] += request.adjusts
         counts["with_logprobs"] += request.logprobs is not None
+        counts["with_stop_strings"] += bool(request.stop)
         counts["cancelled"] += sequence.cancelled
         counts["stopped"] += not sequence.cancelled and sequence.generated[-1] in self._stops
         counts["with_kept_prefix"] += sequence.reused > 0

@@ -18,6 +18,7 @@ from gptoss_jax.text.constraints import Constraint
 # stay in a page, and some go on through two more.
 LONGEST_OWN, SHORT_ANSWER, LONGEST_ANSWER = 90, 30, 280
 _BEGINNINGS = (0, 0, 100, 128, 256, 256)
+_STOPPING = list("aeinorst 01:")
 LONGEST_PROMPT = max(_BEGINNINGS) + LONGEST_OWN
 LONGEST = LONGEST_PROMPT + LONGEST_ANSWER
 
@@ -118,6 +119,14 @@ def _penalties(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
+def _stop(source: Source, rng: np.random.Generator) -> dict[str, Any]:
+    # Two characters are often of two tokens.
+    if rng.random() < 0.8:
+        return {}
+    lengths = rng.integers(1, 3, rng.integers(1, 4))
+    return {"stop": ["".join(rng.choice(_STOPPING, length)) for length in lengths]}
+
+
 def _priority(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"priority": int(rng.integers(0, 3))}
 
@@ -139,4 +148,7 @@ def _constraint(source: Source, rng: np.random.Generator) -> dict[str, Any]:
     return {"constraint": source.constraints[rng.integers(len(source.constraints))]}
 
 
-_FEATURES = (_prompt, _length, _sampling, _penalties, _priority, _adapter, _constraint, _logprobs)
+_FEATURES = (
+    *(_prompt, _length, _sampling, _penalties, _stop, _priority, _adapter),
+    *(_constraint, _logprobs),
+)

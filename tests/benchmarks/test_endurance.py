@@ -23,6 +23,7 @@ from gptoss_jax.model.config import Config
 from gptoss_jax.model.transformer import GptOss
 from gptoss_jax.text import constraints
 from gptoss_jax.text.constraints import Constraint
+from gptoss_jax.text.stops import StopStrings
 
 ROOM, ANSWER = 24, 8
 
@@ -156,8 +157,8 @@ def test_violations_are_exit_1(monkeypatch, capsys):
 def test_a_run_finds_nothing():
     found = endurance.run(80, 200, seed=4)
     assert found.violations == []
-    drawn = ("with_adapter", "with_constraint", "with_logprobs", "cancelled")
-    for count in (*drawn, "with_kept_prefix", "gone_on", "displaced"):
+    drawn = ("with_adapter", "with_constraint", "with_logprobs", "with_stop_strings", "cancelled")
+    for count in (*drawn, "ended_by_a_string", "with_kept_prefix", "gone_on", "displaced"):
         assert found.counts[count] > 0, count
 
 
@@ -179,6 +180,20 @@ def test_a_run_finds_prompts_that_go_on_from_another_answer(monkeypatch):
     monkeypatch.setattr(Tails, "find", any_shorter)
     found = endurance.run(80, 200, seed=4)
     assert any("is not the one of the model alone" in line for line in found.violations)
+
+
+@pytest.mark.slow
+def test_a_run_finds_stop_strings_missed_across_tokens(monkeypatch):
+    """The same, were each token's text looked at alone."""
+
+    def push(watch, text):
+        held, watch._held = watch._held, ""
+        return held + look(watch, text)
+
+    look = StopStrings.push
+    monkeypatch.setattr(StopStrings, "push", push)
+    found = endurance.run(80, 200, seed=4)
+    assert any("with stops" in line for line in found.violations)
 
 
 @pytest.mark.slow
