@@ -37,7 +37,8 @@ def load(
       path: the directory, or "nano" for the tiny model in this package.
       dtype: what activations are computed in, "bfloat16" or "float32". Weights keep theirs.
       mesh: of `sharding.make_mesh`; the parameters are split over it for `complete` and `Engine`
-        (a bare `model(tokens)` then belongs inside a shard_map). None: the first device.
+        (a bare `model(tokens)` then belongs inside a shard_map). None, or a mesh of that one: the
+        first device.
       adapter: a directory in PEFT's layout, applied beside the weights without merging.
 
     Returns:
@@ -65,9 +66,16 @@ def load_with(
     mesh: "jax.sharding.Mesh | None",
 ) -> "GptOss":
     """The model of a checkpoint, with an adapter if there is one, which is read first."""
+    import jax
+
     from gptoss_jax.checkpoint.adapters import apply_adapter, read_adapter
     from gptoss_jax.checkpoint.load import load_model, open_source
 
+    if mesh is not None and mesh.size == 1 and mesh.devices.item() != jax.devices()[0]:
+        raise UserError(
+            f"the mesh is {mesh.devices.item()} alone; one device has to be the first, "
+            f"{jax.devices()[0]}: leave out the mesh, and hide the others from JAX"
+        )
     trained = None if adapter is None else read_adapter(adapter, open_source(path).config)
     model = load_model(path, dtype=dtype, mesh=mesh)
     return model if trained is None else apply_adapter(model, trained)

@@ -132,7 +132,8 @@ def _load(reading: Reading, model: GptOss, mesh: jax.sharding.Mesh | None) -> _L
 
 
 def _sharding(path: str, model: GptOss, mesh: jax.sharding.Mesh | None) -> Sharding:
-    if mesh is None:
+    if mesh is None or mesh.size == 1:
+        # Not a mesh of one: its axes would be explicit in every operation, outside a shard_map.
         return SingleDeviceSharding(jax.devices()[0])
     split = split_of(model.config, dict(mesh.shape))
     return NamedSharding(mesh, parameter_spec(path, split))

@@ -10,12 +10,14 @@ import pytest
 from flax import nnx
 from small import CONFIG, answers, displacements, engine_of, over_mesh, prompt
 
+import gptoss_jax
 from gptoss_jax.errors import UserError
 from gptoss_jax.inference import engine as engine_module
 from gptoss_jax.inference.lookup import Lookup
 from gptoss_jax.inference.requests import Request
 from gptoss_jax.inference.runner import Pace
 from gptoss_jax.model.transformer import GptOss
+from gptoss_jax.sharding import make_mesh
 
 
 def guessing(monkeypatch, expected: dict[tuple[int, ...], list[int]], seed: int) -> None:
@@ -174,3 +176,17 @@ def test_the_faster_way_is_taken_and_the_other_tried_again():
     for _ in range(20):
         pace.verified(1.0, 20)
     assert [pace.pays() for _ in range(64)].count(False) == 2
+
+
+def test_a_mesh_of_one_device_is_that_device():
+    """As without a mesh, guesses included; it has to be the first."""
+    alone, tokenizer = gptoss_jax.load("nano", dtype="float32")
+    first, *_, last = (make_mesh(alone.config, {}, [device]) for device in jax.devices())
+    held, _ = gptoss_jax.load("nano", dtype="float32", mesh=first)
+    asked = [Request([200, 201, *range(60, 80), 200, 201], 40, temperature=0.0)]
+    stops = sorted(tokenizer.stop_ids)
+    expected = answers(engine_of(alone, stops=stops, max_tokens=128), asked)
+    engine = engine_of(held, stops=stops, max_tokens=128, speculate=True)
+    assert answers(engine, asked) == expected
+    with pytest.raises(UserError, match="one device has to be the first"):
+        gptoss_jax.load("nano", mesh=last)
