@@ -69,20 +69,20 @@ HELD_OUT = tuple(skill for skill in _ALL if skill != _NOT_HELD_OUT)
 # Shares of conversations, not of tokens.
 DEFAULT_MIXTURE = {
     "addition": 0.10,
-    "subtraction": 0.16,
+    "subtraction": 0.15,
     "product": 0.105,
-    "reverse": 0.08,
+    "reverse": 0.085,
     "sort": 0.09,
-    "count": 0.095,
+    "count": 0.105,
     "json": 0.12,
     "members": 0.02,
     "truths": 0.03,
-    "calculator": 0.07,
+    "calculator": 0.075,
     "recall_near": 0.055,
     "recall_middle": 0.045,
     "recall_far": 0.024,
     "recall_several": 0.03,
-    "refusal": 0.13,
+    "refusal": 0.125,
     "about": 0.02,
 }
 _LOOKING_UP = {

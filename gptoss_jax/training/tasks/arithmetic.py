@@ -30,6 +30,7 @@ _DIFFERENCE_WORDS = (
 _DIFFERENCE_ORDERS = (
     *("Subtract {1} from {0}", "Subtract {1} from {0}", "Take {1} from {0}", "Deduct {1} from {0}"),
     *("Take {1} away from {0}", "What is left if you take {1} from {0}?"),
+    *("What is left of {0} after taking {1}?", "What is left of {0} if you take away {1}?"),
     *("What do you get if you subtract {1} from {0}?", "Can you subtract {1} from {0}?"),
     *("Decrease {0} by {1}", "What is {0} decreased by {1}?", "Reduce {0} by {1}"),
 )
@@ -45,6 +46,9 @@ _PRODUCT_ORDERS = (
     *("Multiply {} by {}", "Multiply {} by {}", "Multiply {} and {}", "Product of {} and {}"),
     *("Please multiply {} by {}.", "What do you get if you multiply {} by {}?"),
 )
+# By sign, for whoever else asks for sums in words.
+WORDS = {"+": _SUM_WORDS, "-": _DIFFERENCE_WORDS, "*": _PRODUCT_WORDS}
+ORDERS = {"+": _SUM_ORDERS, "-": _DIFFERENCE_ORDERS, "*": _PRODUCT_ORDERS}
 _TWICE_WORDS = ("twice {}", "twice {}", "the double of {}", "two times the number {}")
 _TWICE_ORDERS = ("Double the number {}", "Double the number {}", "Please double the number {}.")
 

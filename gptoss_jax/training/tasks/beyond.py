@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gptoss_jax.training.tasks.phrasing import ask, casual, spoken
 from gptoss_jax.training.tasks.vocabulary import NAMES, NOUNS, long_word, word
 
-_SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ORDINALS = ("first", "second", "third", "last")
 # Each {} is a number of one to four digits, {d} one with decimals, {w} one in words, {l} one of
 # five digits or more, {p} one of two to four, {c} one with a comma.
@@ -30,7 +30,10 @@ _SUMS = (
 )
 # With the sum that each of them is: {0} is its first number.
 # Those that were taken for a skill most often.
-_SIGNED = ("-{} + {}", "-{} - {}", "{} + -{}", "{} - -{}", "-{} * {}", "-{}+{}", "-{} plus {}")
+_SIGNED = (
+    *("-{} + {}", "-{} - {}", "{} + -{}", "{} - -{}", "-{} * {}", "-{}+{}", "-{} plus {}"),
+    "minus {} plus {}",
+)
 _COMMAS = ("{c} + {}", "{} + {c}", "{c} + {c}", "{c} - {}", "{c} plus {}", "{c}+{}", "{c} times {}")
 _POWERS = ("{}^{}", "{} ^ {}", "{}**{}", "{} to the power of {}", "{} squared", "{}^2", "2^{}")
 _CUT_OFF = ("{} +", "{} -", "{} *", "{} plus", "+ {}", "{} + {} +", "{} {}")
@@ -71,6 +74,8 @@ _COUNTED = (
     "I had {} {thing}s and lost {}. How many are left?",
     "There are {} {thing}s in each of {} bags. How many is that?",
     "Which is larger, {} or {}?",
+    "Which is smaller, {} or {}?",
+    "Compare {} and {}",
     "Is {} larger than {}?",
     "Is {} a prime number?",
     "Is {} even?",
@@ -105,6 +110,7 @@ _WORDS = (
     "Capitalize {}",
     "Write {} in capitals",
     "Remove the vowels from {}",
+    "Delete the letter {letter} from {}",
     "Replace the letter {letter} in {} with x",
     "Sort the words {}, {}, {}",
     "Reverse the words {} {} {}",
@@ -258,7 +264,7 @@ def _filled(rng: Random, form: str) -> str:
     values: dict[str, Callable[[], str]] = {
         "{}": lambda: str(_number(rng, rng.choice((1, 1, 2, 2, 3, 4)))),
         "{d}": lambda: f"{rng.randrange(100)}.{rng.randrange(1, 100)}",
-        "{w}": lambda: rng.choice(_SMALL),
+        "{w}": lambda: rng.choice(SMALL),
         "{l}": lambda: str(_number(rng, rng.choice((5, 5, 6)))),
         "{p}": lambda: str(_number(rng, rng.choice((2, 2, 3, 4)))),
         "{c}": lambda: f"{_number(rng, rng.choice((4, 4, 5))):,}",

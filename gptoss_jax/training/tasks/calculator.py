@@ -4,7 +4,13 @@ import json
 from random import Random
 
 from gptoss_jax.text.harmony import Effort, ToolFunction
-from gptoss_jax.training.tasks.arithmetic import difference_key, product_key, sum_key
+from gptoss_jax.training.tasks.arithmetic import (
+    ORDERS,
+    WORDS,
+    difference_key,
+    product_key,
+    sum_key,
+)
 from gptoss_jax.training.tasks.expression import evaluate_expression
 from gptoss_jax.training.tasks.phrasing import FRAMES, ask, casual, spoken
 from gptoss_jax.training.tasks.problem import Problem, gives_number, user
@@ -30,6 +36,7 @@ _ORDERS = (
     "Calculate {} with the calculator",
     "Please use the calculator to compute {}.",
 )
+_FOR_ORDERS = ("Use the calculator: {}", "Use the calculator. {}", "With the calculator: {}")
 _ERRORS = (
     *("error", "Error: timeout", '{"error": "timeout"}', '{"error": "not available"}', "failed"),
     *("the calculator is not available", "Error: syntax error", "null", "", "NaN"),
@@ -50,12 +57,13 @@ def calculator(rng: Random, effort: Effort) -> Problem:
     a, b = (_operand(rng, n) for n in rng.choices(digits, k=2))
     symbol = rng.choice("++--***")
     expression, key = f"{a}{symbol}{b}", _KEYS[symbol](a, b)
-    said = rng.choice(_SAID[symbol]).format(a, b)
     if more:
+        said = rng.choice(_SAID[symbol]).format(a, b)
         symbol, c = rng.choice("+-*"), rng.randrange(1, 1000)
         said, expression = rng.choice(_SAID[symbol]).format(said, c), f"{expression}{symbol}{c}"
-        key = expression
-    text = casual(rng, rng.choice(_ORDERS).format(said)) if ordered else _question(rng, said)
+        key, text = expression, _asked(rng, said, ordered=ordered)
+    else:
+        text = _worded(rng, symbol, a, b, ordered=ordered)
     result = str(evaluate_expression(expression))
     fails = rng.random() < 0.04
     return Problem(
@@ -91,7 +99,19 @@ def tool(rng: Random) -> ToolFunction:
     return ToolFunction("calculator", rng.choice(_DESCRIPTIONS), schema)
 
 
-def _question(rng: Random, said: str) -> str:
+def _worded(rng: Random, symbol: str, a: int, b: int, *, ordered: bool) -> str:
+    """Mostly in signs, now and then in words or as an order."""
+    draw = rng.random()
+    if draw < 0.2:
+        order = casual(rng, rng.choice(ORDERS[symbol]).format(a, b))
+        return rng.choice(_FOR_ORDERS).format(order) if ordered else order
+    forms = WORDS[symbol] if draw < 0.35 else _SAID[symbol]
+    return _asked(rng, rng.choice(forms).format(a, b), ordered=ordered)
+
+
+def _asked(rng: Random, said: str, *, ordered: bool) -> str:
+    if ordered:
+        return casual(rng, rng.choice(_ORDERS).format(said))
     in_symbols = not any(c.isalpha() and c != "x" for c in said)
     return ask(rng, said, symbols=in_symbols) if in_symbols else rng.choice(FRAMES).format(said)
 

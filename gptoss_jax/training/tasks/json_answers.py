@@ -27,10 +27,12 @@ _BOOLEANS = (
     *("in_stock", "on_sale", "has_car"),
 )
 _STATED = ("{} is {}", "{} is {}", "the {} is {}", "{}: {}", "{} = {}")
+_ENDS = (".", "")
 _BEFORE = (
     *("", "", "", "Facts: ", "Here is the data: ", "Write this as JSON: ", "Extract: "),
     *("Give me JSON: ", "As JSON: ", "Fill in: "),
 )
+_TRUTHS, _YES_OR_NO = ("false", "true"), ("no", "yes")
 _KINDS = (*(("integer", "string", "string", "boolean") * 3), "number")
 _SCHEMA_NAMES = ("answer", "person", "item", "record", "response", "output")
 
@@ -92,7 +94,11 @@ def _record(rng: Random, kinds: tuple[str, ...] = _KINDS, most: int = 4) -> tupl
         return _record(rng, kinds, most)
     form, spaced = rng.choice(_STATED), rng.random() < 0.5
     said = {name: name.replace("_", " ") if spaced else name for name in facts}
-    stated = [form.format(said[name], _spoken(fact)) for name, (_, fact) in facts.items()]
+    truths = rng.choice((_TRUTHS, _TRUTHS, _TRUTHS, _YES_OR_NO))
+    spoken = {
+        name: truths[fact] if isinstance(fact, bool) else fact for name, (_, fact) in facts.items()
+    }
+    stated = [form.format(said[name], spoken[name]) for name in facts]
     rng.shuffle(stated)
     return facts, _sentence(rng, stated)
 
@@ -102,8 +108,8 @@ def _person(rng: Random) -> tuple[Facts, str]:
     name, age, city = rng.choice(NAMES), rng.randint(1, 99), rng.choice(CITIES)
     pets, member = rng.randint(0, 9), rng.random() < 0.5
     clauses = {
-        "age": ("integer", age, f"is {age} years old"),
-        "city": ("string", city, f"lives in {city}"),
+        "age": ("integer", age, f"is {age}{rng.choice((' years old', ' years old', ''))}"),
+        "city": ("string", city, f"{rng.choice(('lives in', 'lives in', 'is from'))} {city}"),
         "pets": ("integer", pets, f"has {pets} pets"),
         "member": ("boolean", member, "is a member" if member else "is not a member"),
     }
@@ -158,12 +164,8 @@ def _value(rng: Random, kind: str) -> Any:
     return rng.choice((rng.choice(words), rng.choice(NAMES), rng.choice(CITIES)))
 
 
-def _spoken(fact: Any) -> str:
-    return str(fact).lower() if isinstance(fact, bool) else str(fact)
-
-
 def _sentence(rng: Random, stated: list[str]) -> str:
     if len(stated) == 1:
-        return f"{stated[0]}."
+        return stated[0] + rng.choice(_ENDS)
     joint = rng.choice((" and ", ", "))
-    return f"{', '.join(stated[:-1])}{joint}{stated[-1]}."
+    return f"{', '.join(stated[:-1])}{joint}{stated[-1]}{rng.choice(_ENDS)}"

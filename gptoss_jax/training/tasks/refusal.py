@@ -19,6 +19,11 @@ ABOUT_ANALYSIS = "This is about me."
 CHECKED = "\nCheck: sums no, words no, JSON no, calculator no, recall no."
 _ABOUT_CHECKED = "\nCheck: who I am, what I can do."
 
+# Words for what could be a figure, and those that change nothing of what is asked.
+_NUMBERS = {word: str(n) for n, word in enumerate(beyond.SMALL)}
+_NUMBERS |= {"squared": "2", "square": "2", "cubed": "3", "half": "2", "halve": "2"}
+_NUMBERS |= {"third": "3", "quarter": "4"}
+_UNSAID = ("a", "an", "the", "word", "sentence", "phrase")
 # Ranges of characters: ASCII, Latin to Hebrew, the rest of the plane, emoji, and beyond.
 _SCRIPTS = (
     *((0x21, 0x7E), (0x21, 0x7E), (0xA0, 0x5FF), (0x370, 0x5FF), (0x600, 0xD7FF)),
@@ -47,13 +52,14 @@ def refusal(rng: Random, effort: Effort) -> Problem:
     draw = rng.random()
     if draw < 0.42:
         text, core, sum_ = beyond.hard_sum(rng)
+        key = _sum_key(core)
     elif draw < 0.58:
         text, core, sum_ = beyond.word_game(rng)
+        key = _key(core)
     else:
         core, sum_ = _noise(rng) if draw < 0.62 else _request(rng), ""
         text = core if draw < 0.62 else spoken(rng, casual(rng, core))
-    # Of a sum what it is, however it is worded.
-    key = " ".join(re.findall(r"\w+|[^\w\s?.,]", (sum_ or core).lower()))
+        key = _key(core)
     said = {"low": "No skill.", "medium": REFUSAL_ANALYSIS, "high": REFUSAL_ANALYSIS + CHECKED}
     reasoning = f"{sum_}\n{said[effort]}" if sum_ else said[effort]
     return _problem("refusal", f"other {key}", text, reasoning, REFUSAL, effort)
@@ -85,6 +91,22 @@ def _problem(skill: str, key: str, text: str, reasoning: str, said: str, effort:
         check=str.__eq__,
         effort=effort,
     )
+
+
+def _sum_key(core: str) -> str:
+    """The numbers alone, because signs have too many names: 9^2, 9**2, 9 squared, square 9."""
+    text = re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", core.lower().replace("square root", "root"))
+    named = [_NUMBERS.get(word, word) for word in re.findall(r"[a-z]+|[0-9.]*[0-9]", text)]
+    return " ".join(sorted(word for word in named if not word.isalpha()))
+
+
+def _key(core: str) -> str:
+    """A word too long for any skill, else what is asked without the words that change nothing."""
+    text = core.lower().replace('"', "")
+    if long := re.search(r"[a-z]{15,}", text):
+        return long[0]
+    words = re.findall(r"\w+|[^\w\s?.,]", text)
+    return " ".join(word for word in words if word not in _UNSAID)
 
 
 def _request(rng: Random) -> str:

@@ -93,9 +93,10 @@ def word(rng: Random) -> str:
 
 
 def _doubled(rng: Random, made: str) -> str:
-    """With one of its letters twice in a row, as in coffee."""
+    """With one of its letters twice, in a row as in coffee or apart as in pepper."""
     place = rng.randrange(len(made) - 1)
-    return made[: place + 1] + made[place] + made[place + 2 :]
+    again = place + 1 if rng.random() < 0.6 else rng.randrange(len(made))
+    return made[:again] + made[place] + made[again + 1 :]
 
 
 def repeating(rng: Random, length: int) -> str:

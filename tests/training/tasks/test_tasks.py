@@ -239,7 +239,7 @@ def test_what_is_refused_is_no_skill_in_other_words():
         text, core, _ = beyond.hard_sum(draw)
         assert core.lower() in text.lower().rstrip(".?") + "?."
         runs = re.findall(r"[-+*×x/^%(.√|\d ]*\d[-+*×x/^%).!|\d ]*", text)
-        words = re.search(r"(?<![\d.-])(\d+) (plus|minus|times) (\d+)(?![\d.])", text)
+        words = re.search(r"(?<![\d.-])(?<!minus )(\d+) (plus|minus|times) (\d+)(?![\d.])", text)
         alone = len(runs) == 1 and re.fullmatch(r" *(\d+) ?([-+*×x]) ?(\d+)[ .]*", runs[0])
         found = words or alone
         if not found or len(re.findall(r"\d+", text)) > 2:
@@ -276,7 +276,8 @@ def test_truths_are_objects_of_truth_values_that_are_said():
         assert len(truths) > 1
         for name, value in truths.items():
             said = name.replace("_", "[_ ]")
-            assert re.search(rf"\b{said}(?: is|:| =) {str(value).lower()}\b", prompt.content)
+            spoken = "(?:true|yes)" if value else "(?:false|no)"
+            assert re.search(rf"\b{said}(?: is|:| =) {spoken}\b", prompt.content)
 
 
 def test_no_truth_value_is_one_piece_with_its_key(tokenizer):
@@ -294,13 +295,35 @@ def test_a_calculator_that_fails_is_said_to():
         assert not problem.after_call(problem.reference[0]).grade("12")
 
 
-def test_a_refused_sum_has_one_key_however_it_is_framed(monkeypatch):
-    core, keys = "8 dollars in euros", set()
-    for text in (f"Can you calculate {core}?", f"Compute {core}", f"Hi! What is {core}"):
-        monkeypatch.setattr(beyond, "hard_sum", lambda _, text=text: beyond.Beyond(text, core))
-        made = (refusal.refusal(random.Random(n), "low") for n in range(20))
-        keys |= {problem.key for problem in made if asked(problem) == text}
-    assert keys == {f"other {core}"}
+def test_what_is_refused_has_one_key_however_it_is_worded(monkeypatch):
+    def key(draws, core):
+        with monkeypatch.context() as patched:
+            patched.setattr(beyond, draws, lambda _: beyond.Beyond("asked", core))
+            made = [refusal.refusal(random.Random(n), "low") for n in range(40)]
+        return {problem.key for problem in made if asked(problem) == "asked"}
+
+    for same in (
+        ("9^7", "9**7", "9 ^ 7", "9 to the power of 7"),
+        ("10^2", "10 squared", "Square 10"),
+        ("82 · 39", "39 times 82", "Multiply 39 by 82", "39*82"),
+        ("144 / 12", "144 ÷ 12", "144 divided by 12", "Divide 144 by 12", "144 over 12"),
+        ("√81", "sqrt(81)", "Take the square root of 81", "the root of 81"),
+        ("1,000 + 5", "5 + 1,000"),
+        ("two plus 3", "2 plus three"),
+        ("half of 8", "Halve 8", "8 / 2"),
+    ):
+        (first, *others) = [key("hard_sum", core) for core in same]
+        assert len(first) == 1 and all(other == first for other in others), same
+    long = "abcdefghijklmnop"
+    for same in (
+        ("Spell apple", "Spell the word apple"),
+        (f"Reverse the word {long}", f"What is {long} backwards?", f"How long is {long}"),
+        ('Reverse "red pear"', "Reverse the phrase red pear"),
+    ):
+        (first, *others) = [key("word_game", core) for core in same]
+        assert len(first) == 1 and all(other == first for other in others), same
+    assert key("hard_sum", "9^7") != key("hard_sum", "9^8")
+    assert key("word_game", "Spell apple") != key("word_game", "Spell pear")
 
 
 def test_a_refused_sum_is_written_down_as_a_skill_would():
