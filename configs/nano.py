@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 10_000
+    config.steps = 10_600
     config.batch_size = 4
     config.balance_coefficient = 0.01
     config.qat_start = 0
@@ -56,6 +56,6 @@ def get_config() -> ConfigDict:
     config.optimizer.lr = 1.5e-3
     config.optimizer.schedule = "wsd"
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 3000
+    config.optimizer.decay_steps = 3200
     config.optimizer.final_fraction = 0.02
     return config

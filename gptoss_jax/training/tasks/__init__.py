@@ -97,7 +97,7 @@ _LOOKING_UP = {
 # What the default mixture's training begins with: mixtures, and the conversations they end before.
 _CURRICULUM = ((21_000, {"repeat": 1.0}), (36_000, _LOOKING_UP))
 # What it ends with, from this conversation on: more of sums, which are held to more than the rest.
-_LAST = (351_000, DEFAULT_MIXTURE | {"addition": 0.2, "count": 0.12, "refusal": 0.18})
+_LAST = (372_500, DEFAULT_MIXTURE | {"addition": 0.2, "count": 0.12, "refusal": 0.18})
 _EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
 _EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
 

@@ -401,9 +401,9 @@ def test_training_ends_with_more_sums():
         thoughts = [tasks.conversation(0, first + i, split)[-2].content for i in range(600)]
         return sum(re.match(r"\d+ \+ \d+\b", thought) is not None for thought in thoughts)
 
-    before = sums(350_400)
-    assert before > 30 and sums(351_000) > 1.4 * before
-    assert sums(351_000, "validation") < 1.4 * before
+    before = sums(371_900)
+    assert before > 30 and sums(372_500) > 1.4 * before
+    assert sums(372_500, "validation") < 1.4 * before
 
 
 @dataclasses.dataclass
