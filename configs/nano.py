@@ -3,12 +3,12 @@ r"""nano: a whole gpt-oss of 4.0 million parameters for two CPU cores.
 Nothing of the architecture is left out: top-2 of 8 experts in MXFP4, sinks, sliding and full
 layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generated problems.
 
-Measured on two AVX-512 cores (November 2026) over two devices of the CPU: 10,200 tokens/s, 16 %
-of the machine's float32 matmul rate of 486 GFLOP/s, which makes 84 minutes; this run, stopped
-twice, took 91, because tests and compilers ran beside it. Validation accuracy 99.96 % before
-packing and after. Slower cores need longer: others went at 4,300 to 5,400 tokens/s. The weights
-in the package are of that run, skill by skill in `gptoss_jax/nano/README.md`. The last two flags
-were worth a seventh.
+Measured on two AVX-512 cores (November 2026) over two devices of the CPU: 85 minutes from the
+command to the packed weights, two stops and resumptions included, at 8,000 to 12,500 tokens/s and
+mostly 10,000, 15 % of the machine's float32 matmul rate of 465 GFLOP/s. Validation accuracy
+99.88 % before packing and after. Slower cores need longer: others went at 4,300 to 5,400 tokens/s.
+The weights in the package are of that run, skill by skill in `gptoss_jax/nano/README.md`. The last
+two flags were worth a seventh.
 
     XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_prefer_vector_width=512 \
       --xla_cpu_experimental_ynn_fusion_type=" \
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     """The config; any field can be set from the command line, as --config.optimizer.lr=1e-3."""
     config = defaults()
     config.tokenizer = str(Path(gptoss_jax.__file__).parent / "nano")
-    config.steps = 10_600
+    config.steps = 9_800
     config.batch_size = 4
     config.balance_coefficient = 0.01
     config.qat_start = 0
@@ -56,6 +56,6 @@ def get_config() -> ConfigDict:
     config.optimizer.lr = 1.5e-3
     config.optimizer.schedule = "wsd"
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay_steps = 3200
+    config.optimizer.decay_steps = 3000
     config.optimizer.final_fraction = 0.02
     return config

@@ -58,6 +58,7 @@ LESSONS: dict[str, Callable[[Random, Effort], Problem]] = {"twice": arithmetic.t
 # What is trained on for the skills' sake.
 PRACTICE: dict[str, Callable[[Random, Effort], Problem]] = {
     "repeat": practice.repeat,
+    "alike": arithmetic.alike,
     "members": json_answers.members,
     "truths": json_answers.truths,
     "recall_several": recall.several,
@@ -96,8 +97,13 @@ _LOOKING_UP = {
 }
 # What the default mixture's training begins with: mixtures, and the conversations they end before.
 _CURRICULUM = ((21_000, {"repeat": 1.0}), (36_000, _LOOKING_UP))
-# What it ends with, from this conversation on: more of sums, which are held to more than the rest.
-_LAST = (372_500, DEFAULT_MIXTURE | {"addition": 0.2, "count": 0.12, "refusal": 0.18})
+# What it ends with: mixtures, and the conversations they begin with. More of what is held to most.
+_SUMS = {"addition": 0.2, "addition3": 0.15, "alike": 0.15}
+_LOOKED_UP = {"recall_near": 0.1, "recall_middle": 0.06}
+_ENDING = (
+    (344_500, _SUMS | _LOOKED_UP | {"sort": 0.13, "reverse": 0.11, "refusal": 0.17}),
+    (343_500, {"addition": 0.2, "count": 0.12, "refusal": 0.18}),
+)
 _EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
 _EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
 
@@ -169,9 +175,9 @@ def _default(index: int, split: str) -> Mapping[str, float]:
         for end, mixture in _CURRICULUM:
             if index < end:
                 return mixture
-        first, mixture = _LAST
-        if index >= first:
-            return mixture
+        for first, more in _ENDING:
+            if index >= first:
+                return DEFAULT_MIXTURE | more
     return DEFAULT_MIXTURE
 
 

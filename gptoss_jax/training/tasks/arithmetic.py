@@ -1,5 +1,6 @@
 """Sums and differences to 4 digits, products of 2 by 1 digits."""
 
+import dataclasses
 from random import Random
 
 from gptoss_jax.text.harmony import Effort
@@ -61,15 +62,24 @@ def addition(rng: Random, effort: Effort, digits: tuple[int, ...] = _DIGITS) -> 
       effort: of the analysis.
       digits: lengths of numbers, drawn from.
     """
-    a, b = _number(rng, digits), _number(rng, digits)
-    text = _phrase(rng, a, b, _SUMS, _SUM_WORDS, _SUM_ORDERS)
-    check = working.subtract(a + b, b)
-    return _problem("addition", sum_key(a, b), text, working.add(a, b), check, effort)
+    return _sum(rng, "addition", _number(rng, digits), _number(rng, digits), effort)
 
 
 def three_digit_addition(rng: Random, effort: Effort) -> Problem:
     """A sum of two three-digit numbers, which is held to more than the rest."""
     return addition(rng, effort, (3,))
+
+
+def alike(rng: Random, effort: Effort) -> Problem:
+    """A sum of numbers that begin alike: one is easily copied for the other. For training alone."""
+    digits = rng.choice((3, 3, 3, 4))
+    a = _number(rng, (digits,))
+    end = 10 ** rng.randint(1, digits - 1)
+    made = _sum(rng, "alike", a, a - a % end + rng.randrange(end), effort)
+    if rng.random() > 0.15:
+        return made
+    (asked,) = made.messages
+    return dataclasses.replace(made, messages=(user(asked["content"].upper()),))
 
 
 def subtraction(rng: Random, effort: Effort) -> Problem:
@@ -129,6 +139,12 @@ def product_key(a: int, b: int) -> str:
     """One key for a * b and b * a; empty for the tables."""
     low, high = sorted((a, b))
     return "" if high < 10 else f"{high}*{low}"
+
+
+def _sum(rng: Random, skill: str, a: int, b: int, effort: Effort) -> Problem:
+    text = _phrase(rng, a, b, _SUMS, _SUM_WORDS, _SUM_ORDERS)
+    check = working.subtract(a + b, b)
+    return _problem(skill, sum_key(a, b), text, working.add(a, b), check, effort)
 
 
 def _problem(

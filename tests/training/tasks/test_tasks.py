@@ -263,6 +263,14 @@ def test_several_values_are_right_with_and_without_their_keys():
     assert not problem.grade(first)
 
 
+def test_numbers_that_begin_alike_are_summed_right():
+    for problem in drawn("alike", count=200):
+        a, b = (number for number in re.findall(r"\d+", asked(problem)))
+        assert len(a) == len(b) > 2 and a[0] == b[0]
+        assert int(problem.answer) == int(a) + int(b)
+    assert any(asked(problem).isupper() for problem in drawn("alike"))
+
+
 def test_members_are_json_with_a_truth_value():
     for index in range(20):
         *_, prompt, _, turn = tasks.conversation(0, index, "train", {"members": 1.0})
@@ -398,12 +406,12 @@ def test_training_ends_with_more_sums():
     """In the last of its conversations; validation's are the same throughout."""
 
     def sums(first, split="train"):
-        thoughts = [tasks.conversation(0, first + i, split)[-2].content for i in range(600)]
+        thoughts = [tasks.conversation(0, first + i, split)[-2].content for i in range(1500)]
         return sum(re.match(r"\d+ \+ \d+\b", thought) is not None for thought in thoughts)
 
-    before = sums(371_900)
-    assert before > 30 and sums(372_500) > 1.4 * before
-    assert sums(372_500, "validation") < 1.4 * before
+    before = sums(342_000)
+    assert before > 75 and sums(343_500) > 1.4 * before
+    assert sums(343_500, "validation") < 1.4 * before
 
 
 @dataclasses.dataclass
