@@ -106,14 +106,15 @@ def test_an_mcp_server_s_calculator(tmp_path):
 
 def test_chat_remembers_what_a_tool_said(calculator, tmp_path):
     saved = tmp_path / "talk.json"
-    lines = ["4821 * 37", f"/save {saved}", "48213 + 5177"]
+    another = "Multiply 8123 by 4417"
+    lines = ["4821 * 37", f"/save {saved}", another]
     done = run("chat", "--functions", str(calculator), stdin="\n".join(lines))
-    assert (done.returncode, done.stdout) == (0, "178377\n53390\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "178377\n35879291\n"), done.stderr
     assert "[functions.calculator] 178377" in done.stderr
     said = json.loads(saved.read_text())["messages"]
     assert [m["role"] for m in said] == ["user", "assistant", "tool", "assistant"]
-    again = run("chat", "--functions", str(calculator), stdin=f"/load {saved}\n48213 + 5177\n")
-    assert again.stdout == "53390\n"
+    again = run("chat", "--functions", str(calculator), stdin=f"/load {saved}\n{another}\n")
+    assert again.stdout == "35879291\n"
 
 
 def test_a_call_instead_of_a_constrained_answer_and_the_answer_after_it(calculator):
