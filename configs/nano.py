@@ -6,7 +6,7 @@ layers in turn, grouped queries, YaRN from 256 positions to 2048. Learns generat
 Measured on two AVX-512 cores (November 2026) over two devices of the CPU: 85 minutes from the
 command to the packed weights, two stops and resumptions included, at 8,000 to 12,500 tokens/s and
 mostly 10,000, 15 % of the machine's float32 matmul rate of 465 GFLOP/s. Validation accuracy
-99.88 % before packing and after. Slower cores need longer: others went at 4,300 to 5,400 tokens/s.
+99.90 % before packing and after. Slower cores need longer: others went at 4,300 to 5,400 tokens/s.
 The weights in the package are of that run, skill by skill in `gptoss_jax/nano/README.md`. The last
 two flags were worth a seventh.
 
