@@ -1,7 +1,7 @@
 """JSON whose objects have each name once: of two values one would be dropped without a word."""
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 
 def loads(text: bytes) -> Any:
@@ -14,7 +14,12 @@ def loads(text: bytes) -> Any:
       ValueError: it is no JSON (a `json.JSONDecodeError`) or no UTF-8, or a name stands twice in an
         object.
     """
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    text_ = text.decode("utf-8")
+    return json.loads(text_, object_pairs_hook=_unique, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

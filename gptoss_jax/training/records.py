@@ -104,22 +104,31 @@ def _messages(raw: dict[str, Any], chat: list[Any]) -> list[Message]:
 
 def _check_message(message: dict[str, Any], where: str) -> None:
     """Refuses what would be left out without a word, or teach what no program could read."""
-    for field in message.keys() - set(_FIELDS):
-        for meant in difflib.get_close_matches(field, _FIELDS, n=1, cutoff=0.8):
+    missing = [field for field in _FIELDS if field not in message]
+    for field in sorted(map(str, message.keys() - set(_FIELDS))):
+        for meant in difflib.get_close_matches(field, missing, n=1, cutoff=0.8):
             raise UserError(f"{where}: unknown field {field!r}; did you mean {meant!r}?")
     if _says_nothing(message):
         raise UserError(f"{where}: says nothing; give content")
     calls = message.get("tool_calls")
-    for n, call in enumerate(calls if isinstance(calls, list) else []):
-        function = call.get("function") if isinstance(call, dict) else None
+    calls = calls if isinstance(calls, list) else []
+    functions = {f"tool_calls[{n}]": c.get("function") for n, c in enumerate(calls) if _is_map(c)}
+    for name, function in (functions | {"function_call": message.get("function_call")}).items():
         arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, str) and arguments and not _is_object(arguments):
-            raise UserError(f"{where}.tool_calls[{n}]: arguments are no JSON object: {arguments!r}")
+        if arguments not in (None, "") and not _is_object(arguments):
+            raise UserError(f"{where}.{name}: arguments are no JSON object: {arguments!r}")
 
 
-def _is_object(text: str) -> bool:
+def _is_map(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_object(arguments: Any) -> bool:
+    """Whether it is one, or JSON text of one."""
+    if not isinstance(arguments, str):
+        return isinstance(arguments, dict)
     try:
-        return isinstance(strict_json.loads(text.encode()), dict)
+        return isinstance(strict_json.loads(arguments.encode()), dict)
     except (ValueError, RecursionError):
         return False
 
