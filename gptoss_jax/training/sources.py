@@ -212,7 +212,8 @@ class Tasks:
             self._tasks.conversation(seed, index, self._split, self._mixture)
             for index in range(0, _LOOKED_AT * _APART, _APART)
         )
-        return _checksum([self._rendered(one, self._split) for one in drawn], crc)
+        crc = _checksum([self._rendered(one, self._split) for one in drawn], crc)
+        return zlib.crc32(repr(self._tasks.phases(self._split, self._mixture)).encode(), crc)
 
     def _rendered(self, messages: list[Message], where: str) -> Example:
         try:

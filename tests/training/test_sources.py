@@ -74,12 +74,22 @@ BAD = {
         '"hello"', '"hello", "thinkng": "hm"'
     ): "messages[1]: unknown field 'thinkng'; did you mean 'thinking'?",
     GOOD.replace(
-        '"hello"', '"", "contnet": "hello"'
+        '"content": "hello"', '"contnet": "hello"'
     ): "unknown field 'contnet'; did you mean 'conte",
     json.dumps(
         {"messages": [USER, calls('{"a": 1')]}
     ): "messages[1].tool_calls[0]: arguments are no JSON object: '{\"a\": 1'",
     json.dumps({"messages": [USER, calls("3")]}): "arguments are no JSON object: '3'",
+    json.dumps({"messages": [USER, calls([1])]}): "arguments are no JSON object: [1]",
+    json.dumps(
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "function_call": {"name": "f", "arguments": "{oops"}},
+            ]
+        }
+    ): "messages[1].function_call: arguments are no JSON object: '{oops'",
+    GOOD[:-1] + ', "x": NaN}': "not JSON (NaN is no number of JSON)",
 }
 
 
@@ -108,7 +118,7 @@ def test_a_bad_line_is_named(write, config, tokenizer, line, expected):
 
 @pytest.mark.parametrize("arguments", ["", "{}", '{"a": "b"}', {"a": 1}])
 def test_arguments_of_a_call_may_be_an_object_or_none(write, config, tokenizer, arguments):
-    write(json.dumps({"messages": [USER | {"weight": 1}, calls(arguments)]}))
+    write(json.dumps({"messages": [USER | {"weight": 1, "context": 0}, calls(arguments)]}))
     assert open_sources(config, tokenizer).train.size == 1
 
 
@@ -228,6 +238,15 @@ def test_other_generators_and_other_tokens_are_other_data(skills, config, tokeni
     monkeypatch.setattr(words, "word", lambda rng: word(rng)[1:])
     seen.append(open_sources(config, tokenizer).train.fingerprint)
     assert len(set(seen)) == 3
+
+
+def test_another_end_of_the_training_is_other_data(config, tokenizer, monkeypatch):
+    """Though nothing of it comes before hundreds of thousands of conversations."""
+    config.data.kind, config.data.sequence_length = "tasks", 1280
+    before = open_sources(config, tokenizer).train.fingerprint
+    *begun, (first, _) = tasks._PHASES
+    monkeypatch.setattr(tasks, "_PHASES", (*begun, (first, tasks.DEFAULT_MIXTURE)))
+    assert open_sources(config, tokenizer).train.fingerprint != before
 
 
 def test_a_base_is_spared_the_practice_that_nano_begins_with(config, tokenizer):

@@ -34,6 +34,7 @@ __all__ = [
     "Problem",
     "ToolCall",
     "conversation",
+    "phases",
     "practised",
     "problem",
 ]
@@ -95,14 +96,19 @@ _LOOKING_UP = {
     "reverse": 0.1,
     "sort": 0.1,
 }
-# What the default mixture's training begins with: mixtures, and the conversations they end before.
-_CURRICULUM = ((21_000, {"repeat": 1.0}), (36_000, _LOOKING_UP))
-# What it ends with: mixtures, and the conversations they begin with. More of what is held to most.
 _SUMS = {"addition": 0.2, "addition3": 0.15, "alike": 0.15}
 _LOOKED_UP = {"recall_near": 0.1, "recall_middle": 0.06}
-_ENDING = (
-    (344_500, _SUMS | _LOOKED_UP | {"sort": 0.13, "reverse": 0.11, "refusal": 0.17}),
-    (343_500, {"addition": 0.2, "count": 0.12, "refusal": 0.18}),
+# Of training without a mixture: the first conversations of mixtures. It begins with practice and
+# ends with more of what is held to most.
+_PHASES: tuple[tuple[int, Mapping[str, float]], ...] = (
+    (0, {"repeat": 1.0}),
+    (21_000, _LOOKING_UP),
+    (36_000, DEFAULT_MIXTURE),
+    (343_500, DEFAULT_MIXTURE | {"addition": 0.2, "count": 0.12, "refusal": 0.18}),
+    (
+        344_500,
+        DEFAULT_MIXTURE | _SUMS | _LOOKED_UP | {"sort": 0.13, "reverse": 0.11, "refusal": 0.17},
+    ),
 )
 _EFFORTS: tuple[Effort, ...] = ("low", "medium", "medium", "high")
 _EARLIER = ("addition", "subtraction", "product", "reverse", "count", "recall_near", "about")
@@ -143,7 +149,7 @@ def conversation(
     Raises:
       UserError: a skill or the split is unknown, or no weight is above 0.
     """
-    weights = mixture or _default(index, split)
+    weights = [weights for first, weights in phases(split, mixture) if first <= index][-1]
     for skill in weights:
         _check(skill, split)
     if not any(weight > 0 for weight in weights.values()):
@@ -161,24 +167,20 @@ def conversation(
     return _problem(rng, list(weights)[place], split).conversation()
 
 
+def phases(
+    split: str, mixture: Mapping[str, float] | None = None
+) -> tuple[tuple[int, Mapping[str, float]], ...]:
+    """(First conversation, weights) of the mixtures that a split has one after another."""
+    if mixture or split != "train":
+        return ((0, mixture or DEFAULT_MIXTURE),)
+    return _PHASES
+
+
 def practised(split: str, mixture: Mapping[str, float] | None = None) -> list[str]:
     """The skills that conversations of a split and a mixture are made of."""
-    phases = [mixture or DEFAULT_MIXTURE]
-    if split == "train" and not mixture:
-        phases += [phase for _, phase in _CURRICULUM]
-    drawn = {skill for phase in phases for skill, weight in phase.items() if weight > 0}
+    given = (weights.items() for _, weights in phases(split, mixture))
+    drawn = {skill for items in given for skill, weight in items if weight > 0}
     return [skill for skill in _ALL if skill in drawn and (split == "train" or skill in HELD_OUT)]
-
-
-def _default(index: int, split: str) -> Mapping[str, float]:
-    if split == "train":
-        for end, mixture in _CURRICULUM:
-            if index < end:
-                return mixture
-        for first, more in _ENDING:
-            if index >= first:
-                return DEFAULT_MIXTURE | more
-    return DEFAULT_MIXTURE
 
 
 def _problem(rng: Random, skill: str, split: str) -> Problem:

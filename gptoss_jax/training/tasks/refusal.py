@@ -96,7 +96,7 @@ def _problem(skill: str, key: str, text: str, reasoning: str, said: str, effort:
 def _sum_key(core: str) -> str:
     """The numbers alone, because signs have too many names: 9^2, 9**2, 9 squared, square 9."""
     text = re.sub(r"(?<=[0-9]),(?=[0-9]{3})", "", core.lower().replace("square root", "root"))
-    named = [_NUMBERS.get(word, word) for word in re.findall(r"[a-z]+|[0-9.]*[0-9]", text)]
+    named = [_NUMBERS.get(word) or word for word in re.findall(r"[a-z]+|[0-9.]*[0-9]", text)]
     return " ".join(sorted(word for word in named if not word.isalpha()))
 
 
