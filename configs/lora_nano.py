@@ -7,9 +7,8 @@ unembedding among the targets JSON and refusals lost 2 to 3.5 points in four tri
 One device, or its four rows over `--mesh data=2` or `fsdp=2`. As XLA compiles a step for one CPU
 device, 216 MiB are held: 2.7 weights, 0.2 adapters, 0.3 Adam's moments, 213 activations and the
 rest. On two AVX-512 cores the first command below took 2.3 minutes, compilation included, and 4.6
-on slower ones. Of 200 held-out problems nano answers none right and with the adapter 95.0 %; no
-other skill loses more than 1 point of 200 problems. That was with nano's weights of 9,700 steps;
-with those that are in the package now it was not measured.
+on slower ones. Of 200 held-out problems of "twice" 97.5 % are answered with the adapter; of the
+other skills refusals lose 3 points of 200 problems (98.0 to 95.0 %), none else more than 1.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python -m gptoss_jax.train \
       --config configs/lora_nano.py --workdir runs/twice --mesh data=2
