@@ -18,9 +18,9 @@ from gptoss_jax.text.constraints import Constraint
 # stay in a page, and some go on through two more.
 LONGEST_OWN, SHORT_ANSWER, LONGEST_ANSWER = 90, 30, 280
 _BEGINNINGS = (0, 0, 100, 128, 256, 256)
-_STOPPING = list("aeinorst 01:")
 LONGEST_PROMPT = max(_BEGINNINGS) + LONGEST_OWN
 LONGEST = LONGEST_PROMPT + LONGEST_ANSWER
+_STOPPING = list("aeinorst 01:")  # what stop strings are made of: often said
 
 
 @dataclasses.dataclass(frozen=True)

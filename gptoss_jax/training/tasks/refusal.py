@@ -52,14 +52,12 @@ def refusal(rng: Random, effort: Effort) -> Problem:
     draw = rng.random()
     if draw < 0.42:
         text, core, sum_ = beyond.hard_sum(rng)
-        key = _sum_key(core)
     elif draw < 0.58:
         text, core, sum_ = beyond.word_game(rng)
-        key = _key(core)
     else:
         core, sum_ = _noise(rng) if draw < 0.62 else _request(rng), ""
         text = core if draw < 0.62 else spoken(rng, casual(rng, core))
-        key = _key(core)
+    key = _sum_key(core) if draw < 0.42 else _key(core)
     said = {"low": "No skill.", "medium": REFUSAL_ANALYSIS, "high": REFUSAL_ANALYSIS + CHECKED}
     reasoning = f"{sum_}\n{said[effort]}" if sum_ else said[effort]
     return _problem("refusal", f"other {key}", text, reasoning, REFUSAL, effort)
